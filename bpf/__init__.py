@@ -1,0 +1,1 @@
+"""BPF programs (CO-RE) and their loader over libbpf."""

@@ -1,0 +1,1 @@
+"""The garrison command. Prints; nothing else prints."""

@@ -1,0 +1,363 @@
+"""The frames of the link: typed messages in msgpack, optionally zstd, one message a frame.
+
+Rules of this file:
+- A frame is one byte of encoding (0 plain, 1 zstd) and one msgpack object, tagged by ``t``. Nothing else is accepted.
+- Unknown fields are ignored, unknown tags are refused: that is how versions N and N-1 talk to each other.
+- Every message is idempotent. Who sent it is told by the CURVE key, never by the frame.
+- Limits are checked before memory is spent: on the frame, on its plain size, on counts after decoding.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, TypeVar
+
+import msgspec
+import zstandard
+
+from garrison.common import limits
+from garrison.common.errors import FrameError
+
+__all__ = [
+    "PROTOCOL",
+    "Ack",
+    "ApplyReport",
+    "Assignment",
+    "Batch",
+    "Chunk",
+    "ChunkRequest",
+    "Down",
+    "Hello",
+    "Job",
+    "JobCancel",
+    "JobOutput",
+    "JobResult",
+    "Ping",
+    "Pong",
+    "Refused",
+    "RuleReport",
+    "Up",
+    "Welcome",
+    "decode_down",
+    "decode_up",
+    "encode_frame",
+]
+
+PROTOCOL: Final = 1  # raised when an old peer could misread a message; N and N-1 must talk
+
+_Str = Annotated[str, msgspec.Meta(max_length=limits.STRING_MAX_CHARS)]
+_Hex = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[0-9a-f]*$")]
+
+
+class _Frame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="t", tag=str.lower):
+    """Base of all messages."""
+
+
+# ---- minion → master ------------------------------------------------------------------------------------------------
+class Hello(_Frame, frozen=True, kw_only=True, omit_defaults=True):
+    """First message of a connection: what this node is and has.
+
+    Attributes:
+        proto: Highest protocol version spoken.
+        node: The name the node believes it has; must equal what the master holds for the key.
+        instance: Random per agent start; two live instances of one key are clones.
+        boot: Kernel boot id.
+        version: Agent version.
+        epoch: Current spool epoch.
+        next_seq: The next sequence number that epoch will use; a master that acked past it knows the node was restored.
+        unacked: Events waiting, by lane.
+        generation: Applied generation, 0 for none.
+        bundle: Digest of the applied bundle's metadata, empty for none.
+        backends: Backend name → ``ok`` or why it cannot work.
+        grains: Facts: os, kernel, arch, and so on.
+    """
+
+    proto: int = PROTOCOL
+    node: _Str = ""
+    instance: _Hex = ""
+    boot: _Str = ""
+    version: _Str = ""
+    epoch: _Hex = ""
+    next_seq: int = 1
+    unacked: dict[str, int] = {}
+    generation: int = 0
+    bundle: _Hex = ""
+    backends: dict[_Str, _Str] = {}
+    grains: dict[_Str, _Str] = {}
+
+
+class Batch(_Frame, frozen=True, kw_only=True, omit_defaults=True):
+    """Events of one lane, oldest first.
+
+    Attributes:
+        epoch: Spool epoch they belong to.
+        lane: Lane they all share.
+        seqs: Sequence numbers, strictly rising; gaps are other lanes' numbers or acked events.
+        events: Encoded events, as ``encode_event`` made them, in the order of ``seqs``.
+    """
+
+    epoch: _Hex
+    lane: int
+    seqs: list[int]
+    events: list[bytes]
+
+
+class ChunkRequest(_Frame, frozen=True, kw_only=True, omit_defaults=True):
+    """Ask for one piece of a content-addressed blob (bundle metadata or a bundle's file)."""
+
+    digest: _Hex
+    offset: int = 0
+
+
+class RuleReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of a compile report: what became of one rule on this node.
+
+    Attributes:
+        rule: Rule id.
+        status: ``enforced`` ``audited`` ``degraded`` ``impossible`` ``inert``.
+        backend: What took it; empty when nothing did.
+        reason: Why it is not simply enforced.
+    """
+
+    rule: _Str
+    status: _Str
+    backend: _Str = ""
+    reason: _Str = ""
+
+
+class ApplyReport(_Frame, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of an assignment.
+
+    Attributes:
+        generation: The generation spoken of.
+        bundle: Its bundle.
+        state: ``applied`` ``refused`` ``failed`` (the previous one still enforces).
+        error: Why not, for ``refused`` and ``failed``.
+        rules: The compile report, for ``applied``.
+    """
+
+    generation: int
+    bundle: _Hex
+    state: _Str
+    error: _Str = ""
+    rules: list[RuleReport] = []
+
+
+class JobOutput(_Frame, frozen=True, kw_only=True, omit_defaults=True):
+    """A piece of a running command's output, in order. ``stream`` is 1 (stdout) or 2 (stderr)."""
+
+    job: _Hex
+    n: int
+    stream: int
+    data: bytes
+
+
+class JobResult(_Frame, frozen=True, kw_only=True, omit_defaults=True):
+    """How a command ended.
+
+    Attributes:
+        job: Job id.
+        exit_code: Exit code, or -signal.
+        error: Why it did not run or was stopped; empty when it ran to its end.
+        outputs: How many ``JobOutput`` pieces were sent.
+        dropped_bytes: Output over the limit, counted and dropped.
+        duration_ms: Wall time.
+    """
+
+    job: _Hex
+    exit_code: int
+    error: _Str = ""
+    outputs: int = 0
+    dropped_bytes: int = 0
+    duration_ms: int = 0
+
+
+# ---- master → minion ------------------------------------------------------------------------------------------------
+class Welcome(_Frame, frozen=True, kw_only=True, omit_defaults=True):
+    """Answer to ``Hello``.
+
+    Attributes:
+        proto: Version to speak.
+        credits: Batches that may be unacknowledged at once.
+        acked: Highest durable seq of the hello's epoch by lane (lane number as text): the node deletes up to there.
+        generation: Highest generation assigned to this node, 0 for none; an ``Assignment`` follows when the node lacks it.
+        time_ns: Master's wall clock.
+    """
+
+    proto: int = PROTOCOL
+    credits: int = 1
+    acked: dict[str, int] = {}
+    generation: int = 0
+    time_ns: int = 0
+
+
+class Refused(_Frame, frozen=True, kw_only=True, omit_defaults=True):
+    """The master will not serve this connection. ``code``: ``version`` ``name`` ``clone`` ``retired`` ``protocol``."""
+
+    code: _Str
+    reason: _Str = ""
+
+
+class Ack(_Frame, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything of this epoch and lane up to ``seq`` is durable at the master."""
+
+    epoch: _Hex
+    lane: int
+    seq: int
+
+
+class Assignment(_Frame, frozen=True, kw_only=True, omit_defaults=True):
+    """Signed assignment (``common.trust``) with the chains of root metadata needed to verify it.
+
+    Attributes:
+        assignment: Signed metadata.
+        assignment_roots: Versions of the assignment repository's root, oldest first.
+        bundle_roots: Versions of the bundle repository's root, oldest first.
+    """
+
+    assignment: bytes
+    assignment_roots: list[bytes] = []
+    bundle_roots: list[bytes] = []
+
+
+class Chunk(_Frame, frozen=True, kw_only=True, omit_defaults=True):
+    """A piece of a blob. ``total`` is -1 when the master does not have it."""
+
+    digest: _Hex
+    offset: int
+    total: int
+    data: bytes = b""
+
+
+class Job(_Frame, frozen=True, kw_only=True, omit_defaults=True):
+    """Run a command: no shell unless ``argv`` names one.
+
+    Attributes:
+        job: Id, 32 hex digits; a repeated id is answered from the journal, never run twice.
+        argv: Program and arguments.
+        timeout_s: Killed (TERM, then KILL after 5 s) after this long.
+        env: Added to a minimal environment.
+        cwd: Working directory.
+        user: Run as this user; empty for root.
+        stdin: Bytes given on standard input.
+    """
+
+    job: _Hex
+    argv: list[str]
+    timeout_s: float = 60.0
+    env: dict[_Str, _Str] = {}
+    cwd: _Str = "/"
+    user: _Str = ""
+    stdin: bytes = b""
+
+
+class JobCancel(_Frame, frozen=True, kw_only=True, omit_defaults=True):
+    """Stop a running job, or never start it."""
+
+    job: _Hex
+
+
+# ---- both ways ------------------------------------------------------------------------------------------------------
+class Ping(_Frame, frozen=True, kw_only=True, omit_defaults=True):
+    """Answer with a ``Pong`` of the same number."""
+
+    n: int = 0
+
+
+class Pong(_Frame, frozen=True, kw_only=True, omit_defaults=True):
+    """Answer to ``Ping``."""
+
+    n: int = 0
+
+
+Up = Hello | Batch | ChunkRequest | ApplyReport | JobOutput | JobResult | Ping | Pong
+Down = Welcome | Refused | Ack | Assignment | Chunk | Job | JobCancel | Ping | Pong
+
+_COMPRESS_FROM_BYTES: Final = 512  # smaller frames grow or gain nothing worth the CPU
+_T = TypeVar("_T")
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_up: Final = msgspec.msgpack.Decoder(Up)
+_down: Final = msgspec.msgpack.Decoder(Down)
+
+
+def encode_frame(message: Up | Down) -> bytes:
+    """Return the frame for ``message``, compressed when that pays.
+
+    Raises:
+        FrameError: Larger than ``FRAME_MAX_BYTES``: the caller must split it.
+    """
+    plain = _encoder.encode(message)
+    if len(plain) > limits.FRAME_PLAIN_MAX_BYTES:
+        raise FrameError(f"{type(message).__name__} takes {len(plain)} bytes, over the limit")
+    frame = b"\x00" + plain
+    if len(plain) >= _COMPRESS_FROM_BYTES:
+        packed = b"\x01" + zstandard.ZstdCompressor(level=3).compress(plain)
+        frame = packed if len(packed) < len(frame) else frame
+    if len(frame) > limits.FRAME_MAX_BYTES:
+        raise FrameError(f"{type(message).__name__} takes {len(frame)} bytes on the wire, over the limit")
+    return frame
+
+
+def decode_up(frame: bytes) -> Up:
+    """Return the message that a minion sent.
+
+    Raises:
+        FrameError: Too large, not a frame, an unknown message, wrong types, or counts over a limit.
+    """
+    message: Up = _decode(frame, _up)
+    _check_up(message)
+    return message
+
+
+def decode_down(frame: bytes) -> Down:
+    """Return the message that a master sent.
+
+    Raises:
+        FrameError: As ``decode_up``.
+    """
+    message: Down = _decode(frame, _down)
+    if isinstance(message, Job) and not 1 <= len(message.argv) <= limits.JOB_ARGV_MAX:
+        raise FrameError(f"job has {len(message.argv)} arguments")
+    if isinstance(message, Assignment):
+        roots = len(message.assignment_roots) + len(message.bundle_roots)
+        if roots > 2 * limits.ROOT_ROTATIONS_MAX:
+            raise FrameError(f"assignment carries {roots} root metadata files")
+    return message
+
+
+def _decode(frame: bytes, decoder: msgspec.msgpack.Decoder[_T]) -> _T:
+    if not 1 < len(frame) <= limits.FRAME_MAX_BYTES:
+        raise FrameError(f"frame of {len(frame)} bytes")
+    try:
+        if frame[0] == 0:
+            return decoder.decode(memoryview(frame)[1:])
+        if frame[0] == 1:
+            return decoder.decode(_decompress(frame[1:]))
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as err:
+        raise FrameError(f"not a frame: {err}") from err
+    raise FrameError(f"frame encoding {frame[0]} is unknown")
+
+
+def _decompress(packed: bytes) -> bytes:
+    # The declared size is checked first; a lying header is stopped by max_output_size.
+    try:
+        size = zstandard.frame_content_size(packed)
+        if not 0 <= size <= limits.FRAME_PLAIN_MAX_BYTES:
+            raise FrameError(f"compressed frame declares {size} bytes")
+        return zstandard.ZstdDecompressor().decompress(packed, max_output_size=limits.FRAME_PLAIN_MAX_BYTES)
+    except zstandard.ZstdError as err:
+        raise FrameError(f"compressed frame is damaged: {err}") from err
+
+
+def _check_up(message: Up) -> None:
+    if isinstance(message, Batch):
+        if not 1 <= len(message.events) <= limits.BATCH_MAX_EVENTS or len(message.seqs) != len(message.events):
+            raise FrameError(f"batch has {len(message.events)} events and {len(message.seqs)} numbers")
+        if any(b <= a for a, b in zip(message.seqs, message.seqs[1:], strict=False)) or message.seqs[0] < 1:
+            raise FrameError("batch numbers do not rise")
+    elif isinstance(message, Hello):
+        items = len(message.backends) + len(message.grains) + len(message.unacked)
+        if items > limits.HELLO_MAX_ITEMS:
+            raise FrameError(f"hello has {items} items")
+    elif isinstance(message, ApplyReport) and len(message.rules) > limits.RULES_MAX:
+        raise FrameError(f"report has {len(message.rules)} rules")

@@ -1,0 +1,1 @@
+"""Signing and verification of bundles and assignments (TUF metadata, Uptane's two repositories). Bytes in, objects out."""

@@ -1,0 +1,1 @@
+"""The local HTTP API on a Unix socket that the command line uses."""

@@ -1,0 +1,1 @@
+"""The ROUTER end of the link: authentication, sessions, batches, acknowledgements."""

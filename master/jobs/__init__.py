@@ -1,0 +1,1 @@
+"""Remote command runs: who gets them, what came back."""

@@ -1,0 +1,1 @@
+"""The master's durable store of events, nodes, bundles, assignments and jobs."""

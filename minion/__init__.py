@@ -1,0 +1,1 @@
+"""The minion: enforces, observes, spools and keeps the link."""

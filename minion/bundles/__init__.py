@@ -1,0 +1,1 @@
+"""Bundles on disk: verified, fsynced, last good kept."""

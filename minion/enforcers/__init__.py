@@ -1,0 +1,1 @@
+"""What makes rules hold in the kernel: one abstract class, several backends."""

@@ -1,0 +1,91 @@
+"""What every enforcement backend does, and nothing about how.
+
+Rules of this file:
+- ``probe`` really loads and attaches, once, and remembers why not.
+- ``compile`` is pure: the report can be shown before anything is applied.
+- ``apply`` is all or nothing: on error the previous generation still enforces.
+- A backend never decides what a rule means; ``garrison.common.policy.match`` does, and tests hold backends to it.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from garrison.common.events import Event
+from garrison.common.frames import RuleReport
+from garrison.common.policy.rules import RuleSet
+
+__all__ = ["Emit", "Enforcer", "EnforcerStatus", "Probe"]
+
+Emit = Callable[[Event], None]
+"""Takes an event without ``node``, ``epoch`` and ``seq``; never blocks, may be called from any thread."""
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a backend works here.
+
+    Attributes:
+        ok: It was loaded and attached for real.
+        reason: Why not, or which part of it does not; empty when everything works.
+    """
+
+    ok: bool
+    reason: str = ""
+
+
+class EnforcerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How a backend is doing.
+
+    Attributes:
+        backend: Its name.
+        healthy: It enforces what was last applied.
+        detail: One line for a person when it does not.
+        counters: Figures by name: decisions, blocks, audits, dropped events, late answers, restarts.
+    """
+
+    backend: str
+    healthy: bool
+    detail: str = ""
+    counters: Mapping[str, int] = {}
+
+
+class Enforcer(abc.ABC):
+    """One way to make rules hold."""
+
+    name: str
+
+    @abc.abstractmethod
+    def probe(self) -> Probe:
+        """Try it for real on this kernel; the answer is cached for the life of the process."""
+
+    @abc.abstractmethod
+    def compile(self, rules: RuleSet) -> tuple[RuleReport, ...]:
+        """Return what this backend would make of each rule that it knows, without side effects.
+
+        Returns:
+            At most one report per rule. A rule that is left out is none of this backend's business.
+        """
+
+    @abc.abstractmethod
+    def apply(self, rules: RuleSet) -> tuple[RuleReport, ...]:
+        """Enforce ``rules`` instead of what was enforced before, atomically.
+
+        Returns:
+            The compile report, now true.
+
+        Raises:
+            BackendUnsupportedError: ``probe`` said no.
+            KernelError: The kernel refused; the previous rules still hold.
+            CompileError: The rules cannot be expressed; the previous rules still hold.
+        """
+
+    @abc.abstractmethod
+    def status(self) -> EnforcerStatus:
+        """Return counters and health; cheap, called every few seconds."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Stop enforcing and release everything. Idempotent."""

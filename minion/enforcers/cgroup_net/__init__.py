@@ -1,0 +1,1 @@
+"""Network rules through cgroup BPF programs."""

@@ -1,0 +1,1 @@
+"""Exec and open rules through fanotify permission events."""

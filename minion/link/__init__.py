@@ -1,0 +1,1 @@
+"""The DEALER end of the link."""

@@ -1,0 +1,1 @@
+"""What the node saw: commands, resources, errors, the agent itself."""

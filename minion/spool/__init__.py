@@ -1,0 +1,1 @@
+"""The node's durable, bounded, acknowledged log of events."""
