@@ -81,9 +81,9 @@ class Host:
         _run("ip", "-n", self._netns, "addr", "add", f"{self.address}/24", "dev", "eth0")
         _run("ip", "-n", self._netns, "link", "set", "eth0", "up")
         self._log = (self._base.parent / f"{name}.log").open("wb")
-        enter = ["nsenter", f"--net=/run/netns/{self._netns}"]
+        unshare = ["unshare", "--mount", "--uts", "--pid", "--ipc", "--fork", "--kill-child", "sh", str(_INIT)]
         self._outer = subprocess.Popen(
-            [*enter, "unshare", "--mount", "--uts", "--pid", "--ipc", "--fork", "--kill-child", "sh", str(_INIT)],
+            self._in_cgroup(["nsenter", f"--net=/run/netns/{self._netns}", *unshare]),
             env={**os.environ, "BASE": str(self._base), "NAME": name, "BINDS": " ".join(_binds())},
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -105,8 +105,12 @@ class Host:
 
     def argv(self, argv: list[str]) -> list[str]:
         """Return the command line that runs ``argv`` inside the host, in its cgroup, as root."""
-        enter = ["nsenter", f"--target={self.pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--wdns=/", "--", *argv]
-        return ["sh", "-c", 'echo 0 >"$0/cgroup.procs" && exec "$@"', str(self.cgroup), *enter]
+        enter = ["nsenter", f"--target={self.pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--wdns=/", "--"]
+        return self._in_cgroup([*enter, *argv])
+
+    def _in_cgroup(self, argv: list[str]) -> list[str]:
+        # Everything of a host is in its cgroup, also what only enters it: so that ``sweep`` finds it after a crash.
+        return ["sh", "-c", 'echo 0 >"$0/cgroup.procs" && exec "$@"', str(self.cgroup), *argv]
 
     def run(
         self, *argv: str, timeout_s: float = 30, stdin: str = "", env: dict[str, str] | None = None
