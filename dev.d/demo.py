@@ -87,7 +87,7 @@ class Demo:
     def apply(self) -> None:
         """Sign the states and have them enforced."""
         top = self.fleet.states / "top.yml"
-        done = self.fleet.cli("apply", "--states", str(self.fleet.states), "--keys", str(self.fleet.keys), "--wait", "30")
+        done = self.fleet.apply("--wait", "30")
         for line in (done.stdout + done.stderr).strip().splitlines():
             console.print(f"    {escape(line[:150])}")
         nodes = self.fleet.nodes()

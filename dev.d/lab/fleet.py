@@ -86,6 +86,10 @@ class Fleet:
         """Make the master's directory and keys."""
         self.cli("init", "--dir", str(self.directory), "--keys", str(self.keys), "--advertise", self.endpoint)
 
+    def apply(self, *args: str, states: Path | None = None, ok: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess[str]:
+        """Sign the states with this fleet's author key and assign them."""
+        return self.cli("apply", "--states", str(states or self.states), "--keys", str(self.keys), *args, ok=ok)
+
     def start_master(self) -> None:
         """Start the master and wait until it answers."""
         argv = [GARRISON, "master", "--dir", str(self.directory), "--listen", f"tcp://*:{PORT}"]
