@@ -176,6 +176,7 @@ class Rule(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         severity: 1 to 10.
         tags: Free strings for the alert.
         message: Text for the alert.
+        mode: ``audit`` turns a block, and the block posture of an allow-list, into an audit. Not part of the id.
     """
 
     id: str
@@ -192,6 +193,7 @@ class Rule(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     severity: int = 1
     tags: tuple[str, ...] = ()
     message: str = ""
+    mode: Mode = Mode.ENFORCE
 
 
 class Postures(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,12 +210,10 @@ class RuleSet(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         rules: Unique by id, sorted by id.
         postures: What allow-lists do with the rest.
-        mode: ``audit`` turns blocks (and a block posture) into audits.
     """
 
     rules: tuple[Rule, ...] = ()
     postures: Postures = Postures()
-    mode: Mode = Mode.ENFORCE
 
 
 class RuleStatus(StrEnum):

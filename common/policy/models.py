@@ -1,0 +1,449 @@
+"""Documents of KubeArmor's four kinds, as people write them. Every field of ``security.kubearmor.com/v1``, and nothing else.
+
+Rules of this file:
+- Frozen; unknown keys refused. Field names are KubeArmor's; meaning is given by ``normalise``, never here.
+- What KubeArmor reads leniently is read so (action in any case, comma lists of protocols, a directory without its last slash);
+  what it silently ignores is an error.
+- garrison's additions stand in annotations that begin with ``garrison/``.
+Source: shared field list of KubeArmor's CRD types, release 1.7.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from garrison.common import limits
+from garrison.common.policy.glob import GlobError, check_glob
+
+__all__ = [
+    "API_VERSION",
+    "CAPABILITIES",
+    "PROTOCOLS",
+    "ClusterPolicy",
+    "ContainerPolicy",
+    "HostPolicy",
+    "NetworkPolicy",
+    "PolicyDocument",
+]
+
+API_VERSION: Final = "security.kubearmor.com/v1"
+
+# capability.h of Linux 6.12, in order; KubeArmor itself names the first 34.
+_CAPABILITY_NAMES: Final = (
+    "chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable net_bind_service net_broadcast "
+    "net_admin net_raw ipc_lock ipc_owner sys_module sys_rawio sys_chroot sys_ptrace sys_pacct sys_admin sys_boot sys_nice "
+    "sys_resource sys_time sys_tty_config mknod lease audit_write audit_control setfcap mac_override mac_admin syslog wake_alarm "
+    "block_suspend audit_read perfmon bpf checkpoint_restore"
+)
+CAPABILITIES: Final = tuple(_CAPABILITY_NAMES.split())
+PROTOCOLS: Final = ("tcp", "udp", "raw", "icmp", "icmpv6", "sctp", "stream", "dgram", "rdm", "seqpacket", "dccp", "packet", "all")
+_SYSCALL: Final = re.compile(r"[a-z_][a-z0-9_]{0,63}", re.ASCII)
+_DOMAIN: Final = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]{0,62})(?:\.[a-z0-9_-]{1,63}){0,9}\.?", re.ASCII | re.IGNORECASE)
+
+
+def _absolute(value: str) -> str:
+    if not value.startswith("/") or "\0" in value:
+        raise ValueError("must be an absolute path")
+    if len(value.encode()) > limits.PATH_MAX_BYTES:
+        raise ValueError(f"is longer than {limits.PATH_MAX_BYTES} bytes")
+    if any(part in {".", ".."} for part in value.split("/")):
+        raise ValueError("must not hold . or .. components")
+    return re.sub("/{2,}", "/", value)
+
+
+def _file_path(value: str) -> str:
+    if value.endswith("/"):
+        raise ValueError("must not end in '/'; name a directory with matchDirectories")
+    return _absolute(value)
+
+
+def _directory(value: str) -> str:
+    return _absolute(value if value.endswith("/") else value + "/")
+
+
+def _pattern(value: str) -> str:
+    try:
+        check_glob(value)
+    except GlobError as err:
+        raise ValueError(str(err)) from err
+    return value
+
+
+def _exec_name(value: str) -> str:
+    if not value or "/" in value or "\0" in value:
+        raise ValueError("must be a file name without '/'")
+    return value
+
+
+def _action(value: object) -> object:
+    return value.capitalize() if isinstance(value, str) else value
+
+
+def _capability(value: str) -> str:
+    name = value.lower().removeprefix("cap_")
+    if name not in CAPABILITIES:
+        raise ValueError(f"{value!r} is no capability of Linux")
+    return name
+
+
+def _protocols(value: str) -> str:
+    names = [part.strip().lower() for part in value.split(",")]
+    for name in names:
+        if name not in PROTOCOLS:
+            raise ValueError(f"{name!r} is no protocol; use {', '.join(PROTOCOLS)}")
+    return ",".join(dict.fromkeys(names))
+
+
+def _syscall(value: str) -> str:
+    if not _SYSCALL.fullmatch(value):
+        raise ValueError(f"{value!r} is no name of a system call")
+    return value
+
+
+def _domain(value: str) -> str:
+    if not _DOMAIN.fullmatch(value):
+        raise ValueError(f"{value!r} is no domain name of at most 10 labels")
+    return value.rstrip(".").lower()
+
+
+_FilePath: TypeAlias = Annotated[str, AfterValidator(_file_path)]
+_Directory: TypeAlias = Annotated[str, AfterValidator(_directory)]
+_Pattern: TypeAlias = Annotated[str, AfterValidator(_pattern)]
+_Action: TypeAlias = Annotated[Literal["Allow", "Audit", "Block"], BeforeValidator(_action)]
+_Severity: TypeAlias = Annotated[int, Field(ge=1, le=10)]
+_Labels: TypeAlias = dict[str, str]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=False)
+
+
+class _Graded(_Model):
+    """What a rule, a section and the spec may say, the innermost winning."""
+
+    severity: _Severity | None = None
+    tags: list[str] | None = None
+    message: str | None = None
+    action: _Action | None = None
+
+
+class FromSource(_Model):
+    """A program (``path``) or the programs of a directory (``dir``)."""
+
+    path: Annotated[str, AfterValidator(_absolute)] | None = None
+    dir: _Directory | None = None
+    recursive: bool = False
+
+    @model_validator(mode="after")
+    def _one_of(self) -> FromSource:
+        if (self.path is None) == (self.dir is None):
+            raise ValueError("needs either path or dir")
+        return self
+
+
+class _Match(_Graded):
+    fromSource: list[FromSource] = []
+    ownerOnly: bool = False
+
+
+class ProcessPath(_Match):
+    """``path`` or ``execname``."""
+
+    path: _FilePath | None = None
+    execname: Annotated[str, AfterValidator(_exec_name)] | None = None
+    allowedArgs: Annotated[list[str], Field(max_length=limits.ALLOWED_ARGS_MAX)] | None = None
+    pts: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> ProcessPath:
+        if (self.path is None) == (self.execname is None):
+            raise ValueError("needs either path or execname")
+        return self
+
+
+class ProcessDirectory(_Match):
+    """Programs in a directory."""
+
+    dir: _Directory
+    recursive: bool = False
+    pts: bool | None = None
+
+
+class ProcessPattern(_Match):
+    """Programs by glob."""
+
+    pattern: _Pattern
+    pts: bool | None = None
+
+
+class FilePath(_Match):
+    """One file."""
+
+    path: _FilePath
+    readOnly: bool = False
+    pts: bool | None = None
+
+
+class FileDirectory(_Match):
+    """Files in a directory."""
+
+    dir: _Directory
+    recursive: bool = False
+    readOnly: bool = False
+    pts: bool | None = None
+
+
+class FilePattern(_Match):
+    """Files by glob."""
+
+    pattern: _Pattern
+    readOnly: bool = False
+    pts: bool | None = None
+
+
+class Process(_Graded):
+    """Section ``process``."""
+
+    matchPaths: list[ProcessPath] = []
+    matchDirectories: list[ProcessDirectory] = []
+    matchPatterns: list[ProcessPattern] = []
+
+
+class File(_Graded):
+    """Section ``file``."""
+
+    matchPaths: list[FilePath] = []
+    matchDirectories: list[FileDirectory] = []
+    matchPatterns: list[FilePattern] = []
+
+
+class MatchProtocol(_Graded):
+    """A protocol, or several in a comma list."""
+
+    protocol: Annotated[str, AfterValidator(_protocols)]
+    fromSource: list[FromSource] = []
+    pts: bool | None = None
+
+
+class MatchDns(_Graded):
+    """A domain and everything below it."""
+
+    domain: Annotated[str, AfterValidator(_domain)]
+    fromSource: list[FromSource] = []
+
+
+class Network(_Graded):
+    """Section ``network``."""
+
+    matchProtocols: list[MatchProtocol] = []
+    matchDNSQueries: list[MatchDns] = []
+
+
+class MatchCapability(_Graded):
+    """One capability."""
+
+    capability: Annotated[str, AfterValidator(_capability)]
+    fromSource: list[FromSource] = []
+
+
+class Capabilities(_Graded):
+    """Section ``capabilities``."""
+
+    matchCapabilities: list[MatchCapability] = []
+
+
+_SyscallNames: TypeAlias = Annotated[list[Annotated[str, AfterValidator(_syscall)]], Field(min_length=1)]
+
+
+class MatchSyscall(_Graded):
+    """System calls by name."""
+
+    syscall: _SyscallNames
+    fromSource: list[FromSource] = []
+
+
+class MatchSyscallPath(_Graded):
+    """System calls on a path."""
+
+    path: Annotated[str, AfterValidator(_absolute)]
+    recursive: bool = False
+    syscall: _SyscallNames
+    fromSource: list[FromSource] = []
+
+
+class Syscalls(_Graded):
+    """Section ``syscalls``."""
+
+    matchSyscalls: list[MatchSyscall] = []
+    matchPaths: list[MatchSyscallPath] = []
+
+
+class MatchDevice(_Graded):
+    """USB devices by class; ``level`` narrows to a place on the bus."""
+
+    class_: Annotated[str | int, Field(alias="class")]
+    subClass: str | int | None = None
+    protocol: str | int | None = None
+    level: str | int | None = None
+
+
+class Device(_Graded):
+    """Section ``device``."""
+
+    matchDevice: list[MatchDevice] = []
+
+
+class Preset(_Graded):
+    """One of KubeArmor's ready-made protections."""
+
+    name: Literal["filelessExec", "anonymousMapExec", "protectEnv", "protectProc", "exec"]
+
+
+class MatchExpression(_Model):
+    """``In`` or ``NotIn``; with key ``label`` the values are ``key=value``."""
+
+    key: Literal["label", "namespace"]
+    operator: Literal["In", "NotIn"]
+    values: Annotated[list[str], Field(min_length=1)]
+
+
+class Selector(_Model):
+    """Workloads of a ``KubeArmorPolicy``."""
+
+    matchLabels: _Labels = {}
+    matchExpressions: list[MatchExpression] = []
+
+
+class NodeSelector(_Model):
+    """Nodes of a host policy."""
+
+    matchLabels: _Labels = {}
+
+
+class Metadata(_Model):
+    """Kubernetes object metadata; only name, namespace and annotations mean something here."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
+    namespace: str = ""
+    labels: _Labels = {}
+    annotations: _Labels = {}
+    uid: Any = None
+    resourceVersion: Any = None
+    generation: Any = None
+    creationTimestamp: Any = None
+    ownerReferences: Any = None
+    finalizers: Any = None
+    managedFields: Any = None
+
+
+class _Spec(_Graded):
+    process: Process | None = None
+    file: File | None = None
+    network: Network | None = None
+    capabilities: Capabilities | None = None
+    syscalls: Syscalls | None = None
+    apparmor: str | None = None
+
+
+class ContainerSpec(_Spec):
+    """Spec of a ``KubeArmorPolicy`` or ``KubeArmorClusterPolicy``."""
+
+    selector: Selector = Selector()
+    presets: list[Preset] = []
+
+
+class HostSpec(_Spec):
+    """Spec of a ``KubeArmorHostPolicy``."""
+
+    nodeSelector: NodeSelector
+    device: Device | None = None
+
+
+class IpBlock(_Model):
+    """A network in CIDR notation."""
+
+    cidr: str
+    except_: Annotated[list[str], Field(alias="except")] = []
+
+
+class Peer(_Model):
+    """The other side of a flow."""
+
+    ipBlock: IpBlock
+
+
+class Port(_Model):
+    """A port or range."""
+
+    port: Annotated[str | int, Field()] | None = None
+    endPort: Annotated[int, Field(ge=1, le=65_535)] | None = None
+    protocol: str | None = None
+
+
+class _Flow(_Graded):
+    iface: list[str] = []
+    ports: list[Port] = []
+    limit: str | int | None = None
+    duration: str | int | None = None
+
+
+class Ingress(_Flow):
+    """Flows to the node."""
+
+    from_: Annotated[list[Peer], Field(alias="from")] = []
+
+
+class Egress(_Flow):
+    """Flows from the node."""
+
+    to: list[Peer] = []
+
+
+class NetworkSpec(_Graded):
+    """Spec of a ``KubeArmorNetworkPolicy``."""
+
+    nodeSelector: NodeSelector = NodeSelector()
+    selector: Selector = Selector()
+    ingress: list[Ingress] = []
+    egress: list[Egress] = []
+    level: Literal["Pod", "Policy", "pod", "policy"] | None = None
+
+
+class _Document(_Model):
+    apiVersion: Literal["security.kubearmor.com/v1"]
+    metadata: Metadata
+    status: Any = None
+
+
+class ContainerPolicy(_Document):
+    """``KubeArmorPolicy``."""
+
+    kind: Literal["KubeArmorPolicy"]
+    spec: ContainerSpec
+
+
+class ClusterPolicy(_Document):
+    """``KubeArmorClusterPolicy``."""
+
+    kind: Literal["KubeArmorClusterPolicy"]
+    spec: ContainerSpec
+
+
+class HostPolicy(_Document):
+    """``KubeArmorHostPolicy``."""
+
+    kind: Literal["KubeArmorHostPolicy"]
+    spec: HostSpec
+
+
+class NetworkPolicy(_Document):
+    """``KubeArmorNetworkPolicy``."""
+
+    kind: Literal["KubeArmorNetworkPolicy"]
+    spec: NetworkSpec
+
+
+PolicyDocument: TypeAlias = ContainerPolicy | ClusterPolicy | HostPolicy | NetworkPolicy
