@@ -39,7 +39,8 @@ def check_glob(pattern: str) -> None:
 
 def glob_matches(pattern: str, path: str) -> bool:
     """Return whether the whole ``path`` matches ``pattern``."""
-    return any(_compile(part).fullmatch(path) for part in expand_braces(pattern))
+    raw = _bytewise(path)
+    return any(_compile(part).fullmatch(raw) for part in expand_braces(pattern))
 
 
 def literal_prefix(pattern: str) -> str:
@@ -95,8 +96,14 @@ def _first_brace(pattern: str) -> int:
     return -1
 
 
+def _bytewise(text: str) -> str:
+    # One character a byte: a path is bytes to the kernel, and what is matched here is matched there.
+    return text.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
 @lru_cache(maxsize=4096)
-def _compile(pattern: str) -> re.Pattern[str]:
+def _compile(glob: str) -> re.Pattern[str]:
+    pattern = _bytewise(glob)
     out, i = list[str](), 0
     while i < len(pattern):
         char = pattern[i]
