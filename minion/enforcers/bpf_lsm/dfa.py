@@ -2,6 +2,8 @@ r"""Globs of many rules as one deterministic automaton over the bytes of a path.
 
 Rules of this file:
 - Same language as ``common.policy.glob``; a test draws patterns and paths and compares the two.
+- It reads a path from its end: the kernel gives the components of a path from the last to the first, and so no program needs a
+  buffer for the whole path.
 - State 0 is dead: no glob can match any more. State 1 is the start. One step a byte, two array reads a step, whatever the number
   of globs: rows are stored as exceptions from a default, packed into one array (the layout that AppArmor's tables use).
 - Too many states is an error here; who calls decides what a rule that does not fit becomes.
@@ -60,7 +62,7 @@ class Dfa(msgspec.Struct, frozen=True, kw_only=True):
     def walk(self, path: bytes) -> int:
         """Return the index into ``accepted`` of the globs that match the whole of ``path``."""
         state = START
-        for byte in path:
+        for byte in reversed(path):
             state = self.step(state, byte)
             if state == DEAD:
                 return 0
@@ -68,7 +70,7 @@ class Dfa(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Nfa:
-    """Positions with byte-consuming edges; globs that begin alike share positions."""
+    """Positions with byte-consuming edges; globs that end alike share positions."""
 
     def __init__(self) -> None:
         self.edges: list[list[tuple[int, int]]] = [[]]  # position → (mask of bytes, next position)
@@ -78,14 +80,14 @@ class _Nfa:
 
     def add(self, number: int, pattern: str) -> None:
         position = 0
-        for piece, mask in _pieces(pattern):
+        for piece, mask in reversed(list(_pieces(pattern))):
             position = self._extend(position, piece, mask)
         self.accepts.setdefault(position, set()).add(number)
 
     def _extend(self, position: int, piece: str, mask: int) -> int:
         if (found := self._shared.get((position, piece))) is not None:
             return found
-        if piece == "/**/":  # one slash, then perhaps anything and one more
+        if piece == "/**/":  # one slash, then perhaps anything and one more; the same from either end
             inner, end = self._new(), self._new()
             self.edges[position].append((_SLASH, inner))
             self.edges[inner] += [(_ALL, inner), (_SLASH, end)]
@@ -198,7 +200,7 @@ def _determinise(nfa: _Nfa, representatives: Sequence[int]) -> tuple[list[list[i
                 if len(order) >= limits.GLOB_STATES_MAX:
                     raise CompileError(
                         f"the globs of this node take more than {limits.GLOB_STATES_MAX} states",
-                        hint="use directories where a glob only ends in **, and fewer globs that begin with *",
+                        hint="use directories where a glob only ends in **, and fewer globs with * before their last part",
                     )
                 numbers[reached] = len(order)
                 order.append(reached)
