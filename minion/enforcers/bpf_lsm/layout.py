@@ -1,0 +1,163 @@
+"""Tables as bytes, in the layout of ``bpf/include/rule_tables.h``.
+
+Rules of this file:
+- Pure. What a file's inode is and how a component is hashed are arguments.
+- Sizes are asserted in the C header and compared with these in a test.
+Owns: layout. Does not own: meaning (``program``), maps and switching (``enforcer``).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+import msgspec
+
+from garrison.common.policy.match import Decision
+from garrison.common.policy.rules import Entity, PathKind, PathTarget, Verdict
+from garrison.minion.enforcers.bpf_lsm.program import Node, PathSets, Program, Record
+
+__all__ = ["ENTITIES", "TABLES", "TableType", "Tables", "lay_out", "rule_at"]
+
+ENTITIES: Final = (Entity.PROCESS, Entity.FILE)  # enum entity
+_VERDICTS: Final = {Verdict.ALLOW: 1, Verdict.AUDIT: 2, Verdict.BLOCK: 3}  # enum verdict; 0: nothing fired or granted
+_OUTCOME: Final = struct.Struct("=BBxxI")
+_NODE_KEY: Final = struct.Struct("=QI4x")
+_NODE: Final = struct.Struct("=10I")
+_HEAD: Final = struct.Struct("=III4xII40s256s")
+_PAIR: Final = struct.Struct("=II")
+_TRIPLE: Final = struct.Struct("=III")
+_INODE: Final = struct.Struct("=QI4x")
+_U32: Final = struct.Struct("=I")
+_U64: Final = struct.Struct("=Q")
+_POSTURE_OF: Final = 0xFFFF_FFFF
+
+Tables = Mapping[str, Mapping[bytes, bytes]]
+"""Table → key → value. Tables of numbered rows have the row's number as key, in order and without holes."""
+
+
+class TableType(msgspec.Struct, frozen=True):
+    """What a table's map is made as: keyed or numbered rows, and the sizes of key and value in bytes."""
+
+    keyed: bool
+    key_bytes: int
+    value_bytes: int
+
+
+TABLES: Final[Mapping[str, TableType]] = {
+    "heads": TableType(False, 4, _HEAD.size),
+    "nodes": TableType(True, _NODE_KEY.size, _NODE.size),
+    "names": TableType(True, 8, 4),
+    "dfa_states": TableType(False, 4, _TRIPLE.size),
+    "dfa_slots": TableType(False, 4, _PAIR.size),
+    "globs": TableType(False, 4, _PAIR.size),
+    "unions": TableType(True, _TRIPLE.size, 4),
+    "rows": TableType(True, _PAIR.size, 4),
+    "records": TableType(False, 4, 16 * _OUTCOME.size),
+    "inodes": TableType(True, _INODE.size, _PAIR.size),
+}
+
+
+def lay_out(
+    program: Program,
+    generation: int,
+    *,
+    hash_name: Callable[[bytes], int],
+    inode_of: Callable[[str], tuple[int, int] | None],
+) -> Tables:
+    """Return all tables of ``program``.
+
+    Args:
+        program: Compiled rules.
+        generation: Number that its events carry; at least 1.
+        hash_name: Keyed hash of a component, as the loaded programs compute it.
+        inode_of: Path → (device as the kernel numbers it, inode number); ``None`` when there is no such file.
+    """
+    rows, records = _rows(program)
+    return {
+        "heads": {_U32.pack(0): _head(program, generation)},
+        "nodes": {
+            _NODE_KEY.pack(hash_name(part), parent): _node(number, program.nodes[number])
+            for (parent, part), number in program.children.items()
+        },
+        "names": {_U64.pack(hash_name(name)): _U32.pack(number) for name, number in program.names.items()},
+        **_automaton(program),
+        "unions": {_TRIPLE.pack(*key): _U32.pack(number) for key, number in program.unions.items()},
+        "rows": rows,
+        "records": records,
+        "inodes": dict(_inodes(program, inode_of)),
+    }
+
+
+def rule_at(program: Program, number: int) -> int | None:
+    """Return the index into ``program.rules`` of the rule number in an event; ``None`` for 0."""
+    return number - 1 if 0 < number <= len(program.rules) else None
+
+
+def _head(program: Program, generation: int) -> bytes:
+    return _HEAD.pack(
+        generation,
+        program.globs is not None,
+        bool(program.names),
+        *(program.unresolved[entity] for entity in ENTITIES),
+        _node(0, program.nodes[0]),
+        program.globs.classes if program.globs else bytes(256),
+    )
+
+
+def _node(number: int, node: Node) -> bytes:
+    return _NODE.pack(number, *(n for sets in (node.process, node.file, node.source) for n in _sets(sets)))
+
+
+def _sets(sets: PathSets) -> tuple[int, int, int]:
+    return sets.exact, sets.child, sets.deep
+
+
+def _automaton(program: Program) -> dict[str, dict[bytes, bytes]]:
+    dfa = program.globs
+    if dfa is None:
+        return {"dfa_states": {}, "dfa_slots": {}, "globs": {}}
+    return {
+        "dfa_states": _numbered(_TRIPLE.pack(*row) for row in zip(dfa.base, dfa.default, dfa.accept, strict=True)),
+        "dfa_slots": _numbered(_PAIR.pack(*row) for row in zip(dfa.check, dfa.next, strict=True)),
+        "globs": _numbered(_PAIR.pack(*row) for row in zip(*(program.glob_sets[e] for e in ENTITIES), strict=True)),
+    }
+
+
+def _numbered(rows: Iterator[bytes]) -> dict[bytes, bytes]:
+    return {_U32.pack(number): row for number, row in enumerate(rows)}
+
+
+def _rows(program: Program) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
+    numbers: dict[str, int] = {rule.id: number for number, rule in enumerate(program.rules, 1)}
+    indexes: dict[bytes, int] = {}
+    rows: dict[bytes, bytes] = {}
+
+    def row(found: int, class_: int, record: Record) -> None:
+        packed = b"".join(_outcome(decision, numbers) for decision in record)
+        rows[_PAIR.pack(found, class_)] = _U32.pack(indexes.setdefault(packed, len(indexes)))
+
+    for (found, class_), record in program.records.items():
+        row(found, class_, record)
+    for (entity, class_), decision in program.postures.items():
+        row(_POSTURE_OF - ENTITIES.index(entity), class_, (decision,) * 16)
+    return rows, _numbered(iter(indexes))
+
+
+def _outcome(decision: Decision | None, numbers: Mapping[str, int]) -> bytes:
+    if decision is None:
+        return _OUTCOME.pack(0, 0, 0)
+    return _OUTCOME.pack(_VERDICTS[decision.verdict], decision.by_posture, numbers[decision.rule.id] if decision.rule else 0)
+
+
+def _inodes(program: Program, inode_of: Callable[[str], tuple[int, int] | None]) -> Iterator[tuple[bytes, bytes]]:
+    paths = sorted({r.target.value for r in program.rules if isinstance(r.target, PathTarget) and r.target.how is PathKind.EXACT})
+    found: dict[tuple[int, int], list[int]] = {}
+    for path in paths:
+        inode = inode_of(path)
+        if inode is not None:
+            # Two named paths that are one file: the first by name stands; each still holds by its own path.
+            found.setdefault(inode, [program.set_of(entity, path) for entity in ENTITIES])
+    for (device, number), sets in found.items():
+        yield _INODE.pack(number, device), _PAIR.pack(*sets)
