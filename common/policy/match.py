@@ -37,7 +37,7 @@ from garrison.common.policy.rules import (
     Verdict,
 )
 
-__all__ = ["Decision", "Operation", "decide", "path_matches", "posture_of", "scope_matches", "source_matches"]
+__all__ = ["LISTED", "Decision", "Operation", "decide", "path_matches", "posture_of", "scope_matches", "source_matches"]
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +85,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _PASS: Final = Decision(verdict=Verdict.ALLOW)
-_LISTED: Final = frozenset({Entity.PROCESS, Entity.FILE, Entity.NETWORK, Entity.DNS, Entity.CAPABILITY})
+LISTED: Final = frozenset({Entity.PROCESS, Entity.FILE, Entity.NETWORK, Entity.DNS, Entity.CAPABILITY})  # may have allow-lists
 
 
 def decide(rules: RuleSet, operation: Operation) -> Decision:
@@ -101,7 +101,7 @@ def decide(rules: RuleSet, operation: Operation) -> Decision:
     if audit := _first(fired):
         return Decision(verdict=Verdict.AUDIT, rule=audit)
     allows = [r for r in subject if r.verdict is Verdict.ALLOW]
-    if not allows or operation.entity not in _LISTED:
+    if not allows or operation.entity not in LISTED:
         return _PASS
     if granted := _first(r for r in allows if r in named and _kept(r, operation)):
         return Decision(verdict=Verdict.ALLOW, rule=granted)
