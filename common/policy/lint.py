@@ -95,7 +95,7 @@ def _misread(policy: Policy, located: Sequence[Located]) -> Iterator[Finding]:
         target = item.rule.target
         if not isinstance(target, PathTarget):
             continue
-        if target.how is not PathKind.GLOB and any(char in target.value for char in "*?["):
+        if target.how is not PathKind.GLOB and any(char in target.value for char in "*?"):
             text = f"{target.value} is taken literally"
             yield _at(policy, "warning", item.key, text, "globs belong under matchPatterns")
         if target.how is PathKind.GLOB and " " in target.value:
