@@ -35,8 +35,9 @@ from garrison.common.policy.rules import (
     WorkloadScope,
 )
 
-__all__ = ["Located", "expand", "rule_id"]
+__all__ = ["NO_NAMESPACE", "Located", "expand", "rule_id"]
 
+NO_NAMESPACE: Final = ("-",)  # what namespace lists without a common name leave: no names would mean all, and "-" names none
 _ID_DIGITS: Final = 12  # 48 bits: two of a policy's 1,000 rules collide in one of 500 million policies
 
 
@@ -120,8 +121,7 @@ def _workloads(selector: models.AnySelector, namespace: str) -> WorkloadScope:
             wanted.append(_unique(expression.values))
         else:
             unwanted.update(expression.values)
-    # Namespaces that exclude each other leave none; a name that cannot exist says so, since no names would mean all.
-    namespaces = (set.intersection(*within) or {"-"}) if within else set[str]()
+    namespaces = (set.intersection(*within) or set(NO_NAMESPACE)) if within else set[str]()
     return WorkloadScope(
         namespace=namespace,
         labels=_unique(f"{key}={value}" for key, value in selector.matchLabels.items()),

@@ -4,7 +4,7 @@ Rules of this file:
 - The list is of operations, not of paths: "sshd runs a shell", "the agent writes its spool". A policy that blocks a path for
   everybody but lets these programs through is fine, and ``match.decide`` says so, the same as everywhere.
 - Everything is judged as a node would hold it: each policy's rules by themselves, enforced, as root, with a terminal.
-- Paths are compared as on a machine with merged /usr, however they are written.
+- Paths are compared as on a machine with merged /usr, however they are written, and globs as on one without, too.
 - It is a net for mistakes, not a proof: a node may keep its programs elsewhere.
 Owns: the list. Does not own: who may override it (``models.I_MEAN_IT``, read by ``lint``).
 """
@@ -118,9 +118,15 @@ def blocked_needs(rules: Iterable[Rule], needs: Iterable[Need]) -> dict[str, lis
     for rule in blocking:
         alone = RuleSet(rules=(rule, *(allow for allow in allows if allow.entity is rule.entity)))
         for need in needs:
-            if need.operation.entity is rule.entity and decide(alone, need.operation).verdict is Verdict.BLOCK:
+            if need.operation.entity is rule.entity and _blocks(alone, need.operation):
                 found.setdefault(rule.id, []).append(need.what)
     return found
+
+
+def _blocks(rules: RuleSet, operation: Operation) -> bool:
+    # A glob such as /lib*/** names the old places only; there are machines where they are the real ones.
+    old_place = msgspec.structs.replace(operation, path=re.sub(r"^/usr/(?=s?bin/|lib)", "/", operation.path))
+    return any(decide(rules, one).verdict is Verdict.BLOCK for one in (operation, old_place))
 
 
 def _merged_usr(rule: Rule) -> Rule:

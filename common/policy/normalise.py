@@ -21,10 +21,10 @@ from garrison.common import limits
 from garrison.common.errors import CompileError
 from garrison.common.frames import RuleReport
 from garrison.common.policy import models
-from garrison.common.policy.expand import expand
+from garrison.common.policy.expand import NO_NAMESPACE, expand
 from garrison.common.policy.glob import can_match
 from garrison.common.policy.load import Document, Foreign, Policy
-from garrison.common.policy.rules import Mode, PathKind, PathTarget, Postures, Rule, RuleSet, RuleStatus
+from garrison.common.policy.rules import Mode, PathKind, PathTarget, Postures, Rule, RuleSet, RuleStatus, WorkloadScope
 
 __all__ = ["NodeFacts", "Normalised", "normalise", "why_matchless", "why_not_selected"]
 
@@ -128,6 +128,8 @@ def why_matchless(rule: Rule) -> str:
     target = rule.target
     if isinstance(target, PathTarget) and target.how is PathKind.GLOB and not can_match(target.value):
         return f"{target.value} matches no absolute path: a single * stops at the first /; begin with **"
+    if isinstance(rule.scope, WorkloadScope) and rule.scope.namespaces == NO_NAMESPACE:
+        return "its namespace expressions exclude each other"
     return ""
 
 
