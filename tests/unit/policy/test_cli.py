@@ -38,7 +38,7 @@ def test_lint_of_clean_policies_counts_them_and_exits_0(garrison):
     done = garrison("lint", STATES)
 
     assert done.exit_code == 0
-    assert done.output == "17 files, 17 policies, 47 rules, 0 errors, 0 warnings\n"
+    assert done.output == "files 17  policies 17  rules 47  errors 0  warnings 0\n"
 
 
 def test_lint_tells_every_error_of_every_file_and_exits_2(garrison, tmp_path):
@@ -53,7 +53,7 @@ def test_lint_tells_every_error_of_every_file_and_exits_2(garrison, tmp_path):
     assert f"{tmp_path}/lockout.yaml:8: error: spec.process.matchPaths[0]: takes from the node" in done.output
     assert 'garrison/i-mean-it: "true"' in done.output
     assert f"{tmp_path}/missing.yaml: error: cannot be read: No such file" in done.output
-    assert "3 files" in done.output
+    assert "files 3 " in done.output
 
 
 def test_lint_as_json_is_one_object_with_every_finding(garrison, tmp_path):
