@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -101,7 +101,7 @@ NEVER_DENY: Final = (*_execs(), *_opens(), *_others())
 RISKY: Final = tuple(_open("logins", source, path) for source, path in itertools.product((*_SSHD, "/usr/bin/login"), _ACCOUNTS))
 
 
-def blocked_needs(rules: Iterable[Rule], needs: Iterable[Need]) -> dict[str, list[str]]:
+def blocked_needs(rules: Iterable[Rule], needs: Sequence[Need]) -> dict[str, list[str]]:
     """Return for each rule that would block a need, by id, what it would block.
 
     Args:
@@ -112,14 +112,14 @@ def blocked_needs(rules: Iterable[Rule], needs: Iterable[Need]) -> dict[str, lis
     blocking = [rule for rule in seen.values() if rule.verdict is Verdict.BLOCK]
     if not blocking:
         return {}
-    # Each block rule alone beside the allow rules: of several that hit, every one is named.
+    # Each block rule by itself, so that of several that hit every one is named; the allow rules are asked only when one does.
     allows = tuple(rule for rule in seen.values() if rule.verdict is Verdict.ALLOW)
     found: dict[str, list[str]] = {}
     for rule in blocking:
-        alone = RuleSet(rules=(rule, *(allow for allow in allows if allow.entity is rule.entity)))
-        for need in needs:
-            if need.operation.entity is rule.entity and _blocks(alone, need.operation):
-                found.setdefault(rule.id, []).append(need.what)
+        exempted = RuleSet(rules=(rule, *(allow for allow in allows if allow.entity is rule.entity)))
+        hits = (n for n in needs if n.operation.entity is rule.entity and _blocks(RuleSet(rules=(rule,)), n.operation))
+        if named := [need.what for need in hits if _blocks(exempted, need.operation)]:
+            found[rule.id] = named
     return found
 
 
