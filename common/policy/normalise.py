@@ -134,7 +134,7 @@ def why_matchless(rule: Rule) -> str:
 
 
 def _merge(rules: list[Rule]) -> Rule:
-    """Return one rule for rules of one id, which differ at most in mode and grading."""
+    """Return one rule for rules of one id, which differ at most in mode, grading and what stands beside them."""
     first = rules[0]
     return msgspec.structs.replace(
         first,
@@ -142,4 +142,5 @@ def _merge(rules: list[Rule]) -> Rule:
         severity=max(rule.severity for rule in rules),
         tags=tuple(sorted({tag for rule in rules for tag in rule.tags})),
         message="; ".join(sorted({rule.message for rule in rules if rule.message})),
+        exempts=all(rule.exempts for rule in rules),
     )

@@ -38,7 +38,7 @@ def test_lint_of_clean_policies_counts_them_and_exits_0(garrison):
     done = garrison("lint", STATES)
 
     assert done.exit_code == 0
-    assert done.output == "files 17  policies 17  rules 47  errors 0  warnings 0\n"
+    assert done.output == "files 17  policies 17  rules 46  errors 0  warnings 0\n"
 
 
 def test_lint_tells_every_error_of_every_file_and_exits_2(garrison, tmp_path):
@@ -88,7 +88,7 @@ def test_explain_shows_the_worst_first_with_its_reason(garrison, monkeypatch):
     lines = done.output.splitlines()
     assert done.exit_code == 0
     assert lines[0] == "node edge-1   group/edge=true"
-    assert [line.split()[1] for line in lines[2:]] == ["inert", *["impossible"] * 5, "enforced"]
+    assert [line.split()[1] for line in lines[2:]] == ["inert", *["impossible"] * 4, "enforced"]
     assert "demo-warehouse-only/-" in lines[2]
     assert "selects nodes with group/warehouse: true; this node has no such label" in lines[2]
 
