@@ -42,6 +42,7 @@ YAML_DEPTH_MAX: Final = 32  # nesting of a policy document
 YAML_NODES_MAX: Final = 200_000  # after alias expansion: stops "billion laughs"
 RULES_MAX: Final = 65_536  # rules on one node
 GLOB_ALTERNATIVES_MAX: Final = 256  # {a,b} expansions of one pattern
+GLOB_STARS_MAX: Final = 32  # stars in one pattern: bounds the time of one match
 GLOB_STATES_MAX: Final = 65_536  # of the automaton of all globs on a node: about 4 MB of kernel memory
 LSM_NODES_MAX: Final = 1 << 20  # path components of all rules together
 LSM_RECORDS_MAX: Final = 1 << 18  # ways in which targets and sources of rules meet: 8 bytes of kernel memory each

@@ -87,12 +87,10 @@ class _Nfa:
     def _extend(self, position: int, piece: str, mask: int) -> int:
         if (found := self._shared.get((position, piece))) is not None:
             return found
-        if piece == "/**/":  # one slash, then perhaps anything and one more; the same from either end
+        if piece == "/**":  # before a slash: nothing, or a slash and anything; read from its end
             inner, end = self._new(), self._new()
-            self.edges[position].append((_SLASH, inner))
+            self.skips[position] += [inner, end]
             self.edges[inner] += [(_ALL, inner), (_SLASH, end)]
-            # The first slash alone will do: enter ``inner`` or arrive.
-            self.edges[position].append((_SLASH, end))
         elif piece in {"*", "**"}:
             end = self._new()
             self.skips[position].append(end)
@@ -122,8 +120,8 @@ def _pieces(pattern: str) -> Iterable[tuple[str, int]]:
     raw, i = pattern.encode("utf-8", "surrogateescape"), 0
     while i < len(raw):
         if raw.startswith(b"/**/", i):
-            yield "/**/", _ALL
-            i += 4
+            yield "/**", _ALL
+            i += 3  # the slash behind it comes next, so that /**/**/ works too
         elif raw.startswith(b"**", i):
             yield "**", _ALL
             i += 2

@@ -22,7 +22,7 @@ import msgspec
 
 from garrison.common import limits
 from garrison.common.errors import CompileError
-from garrison.common.policy.match import Decision, Operation, weigh, weigh_posture
+from garrison.common.policy.match import Decision, Operation, makes_list, weigh, weigh_posture
 from garrison.common.policy.rules import Entity, HostScope, PathKind, PathTarget, Rule, RuleSet, Verdict
 from garrison.minion.enforcers.bpf_lsm.dfa import Dfa, build_dfa
 
@@ -140,7 +140,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
 
     def _condition(self, found: int, operation: Operation) -> int:
         listed = self.arguments.get(found)
-        kept = listed is not None and operation.args is not None and all(a in listed for a in operation.args)
+        kept = listed is not None and bool(operation.args) and all(a in listed for a in operation.args or ())
         return OWNER * operation.is_owner | WRITE * operation.write | TTY * operation.tty | ARGS_LISTED * kept
 
 
@@ -303,13 +303,15 @@ class _Compiler:
     def _weigh_records(self) -> dict[tuple[int, int], Record]:
         records: dict[tuple[int, int], Record] = {}
         shared: dict[Record, Record] = {}
+        arguments = self._arguments()
         for number, members in self._sets.members.items():
+            operations = _operations(arguments.get(number, ()))
             for class_, rules in self._by_class([self._rules[n] for n in members]):
                 if len(records) >= limits.LSM_RECORDS_MAX:
                     raise CompileError(
                         f"targets and sources of this node's rules meet in more than {limits.LSM_RECORDS_MAX} ways"
                     )
-                record = tuple(weigh(rules, operation) for operation in _CONDITION_OPERATIONS)
+                record = tuple(weigh(rules, operation) for operation in operations)
                 records[number, class_] = shared.setdefault(record, record)
         return records
 
@@ -317,7 +319,7 @@ class _Compiler:
         return {
             (entity, class_): weigh_posture(self._postures, rules, entity)
             for entity in _PATH_ENTITIES
-            for class_, rules in self._by_class([rule for _, rule in self._of(entity) if rule.verdict is Verdict.ALLOW])
+            for class_, rules in self._by_class([rule for _, rule in self._of(entity) if makes_list(rule)])
         }
 
     def _by_class(self, rules: Sequence[Rule]) -> Iterator[tuple[int, list[Rule]]]:
@@ -366,16 +368,18 @@ def _thin(rules: Iterable[Rule]) -> list[Rule]:
     return list(found.values())
 
 
-_CONDITION_OPERATIONS: Final = tuple(
-    Operation(
-        entity=Entity.PROCESS,  # not looked at: the set decides what the rules are about
-        is_owner=bool(bits & OWNER),
-        write=bool(bits & WRITE),
-        tty=bool(bits & TTY),
-        args=() if bits & ARGS_LISTED else None,
+def _operations(listed: tuple[str, ...]) -> tuple[Operation, ...]:
+    """Return an operation for each condition. Entity and target are not looked at: the set tells what its rules are about."""
+    return tuple(
+        Operation(
+            entity=Entity.PROCESS,
+            is_owner=bool(bits & OWNER),
+            write=bool(bits & WRITE),
+            tty=bool(bits & TTY),
+            args=listed[:1] if bits & ARGS_LISTED else None,
+        )
+        for bits in range(CONDITIONS)
     )
-    for bits in range(CONDITIONS)
-)
 
 
 def _with(members: _Members, more: set[int] | None) -> _Members:

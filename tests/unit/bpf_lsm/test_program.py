@@ -51,6 +51,7 @@ def rules(draw: st.DrawFn) -> Rule:
         no_tty=draw(st.booleans()),
         allowed_args=("-m",) if entity is Entity.PROCESS and draw(st.integers(0, 4)) == 0 else None,
         mode=draw(st.sampled_from(list(Mode))),
+        exempts=draw(st.booleans()),
     )
 
 
