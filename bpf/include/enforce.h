@@ -147,38 +147,42 @@ static __always_inline __u32 present_epoch(void)
 	return value ? *value : 0;
 }
 
+/* What the tree says of a path, and the hash of its last component; negative when the path cannot be told. Verified for itself. */
+__noinline int tree_set(__u64 dentry, __u64 mnt, __u32 copy, __u32 space, __u64 *last)
+{
+	struct path path = {.dentry = (void *)dentry, .mnt = (void *)mnt};
+	struct climb climb = {.copy = copy, .space = space};
+
+	if (!last || !climb_path(&climb, &path))
+		return -1;
+	*last = climb.last;
+	return !climb.taken ? climb.sets.exact : climb.taken == 1 ? climb.sets.child : climb.sets.deep;
+}
+
 /*
  * The set of rules that name a path, or of all block rules when it cannot be told; for SPACE_SOURCE the class of a program.
  * Verified for itself, for any argument.
  */
 __noinline __u32 walk_to_set(__u64 dentry, __u64 mnt, __u32 copy, __u32 space)
 {
-	struct path path = {.dentry = (void *)dentry, .mnt = (void *)mnt};
-	struct tree_walk walk = {};
 	const struct head *head = head_of(copy);
 	__u32 set, glob = NO_SET, name = NO_SET, *found;
+	__u64 last = 0;
 	void *table;
+	int tree;
 
 	if (!head)
 		return NO_SET;
 	count(COUNT_WALKS);
-	walk.scratch = bpf_task_storage_get(&scratches, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (walk.scratch) {
-		walk.scratch->depth = 0;
-		walk_start(&walk.at, &path);
-		if (walk.at.state == WALK_GOING)
-			bpf_loop(2 * TREE_DEPTH, tree_step, &walk, 0);
-	}
-	if (walk.at.state != WALK_ROOT || !walk.scratch) {
+	tree = tree_set(dentry, mnt, copy, space, &last);
+	if (tree < 0) {
 		count(COUNT_UNRESOLVED);
 		return space == SPACE_SOURCE ? UNKNOWN_CLASS : head->unresolved[space & 1];
 	}
-	set = descend(head, copy, space);
+	set = tree;
 	if (space == SPACE_SOURCE)
 		return set;
-	if (head->has_names && space == SPACE_PROCESS && walk.scratch->depth) {
-		__u64 last = walk.scratch->hash[0];
-
+	if (head->has_names && space == SPACE_PROCESS) {
 		table = bpf_map_lookup_elem(&names, &copy);
 		found = table ? bpf_map_lookup_elem(table, &last) : NULL;
 		name = found ? *found : NO_SET;

@@ -4,7 +4,7 @@
  *     c0 + c1 * factor + c2 * factor^2 + ...   modulo 2^64
  * so that one walk up gives the hash of the path, and taking off c0 and dividing by the factor gives that of its directory: no
  * step has to be remembered, and depth costs no stack. The root is 0.
- * garrison.minion.enforcers.cgroup_net.pathhash computes the same; a test compares them.
+ * garrison.bpf.pathhash computes the same; a test compares them.
  */
 #ifndef GARRISON_PATH_HASH_H
 #define GARRISON_PATH_HASH_H

@@ -6,8 +6,8 @@
  * Every table stands twice. ``active`` says which copy holds; user space fills the other one and switches, so that each decision is
  * made by exactly one generation. User space refills a copy only after a grace period, when no program can still read it.
  *
- * Cost: one walk up the path, one look-up per component down the tree, one step per byte if there are globs, three look-ups for
- * the outcome. None of it depends on how many rules there are.
+ * Cost: two walks up the path, one look-up per component, one more walk with a step per byte if there are globs, three look-ups
+ * for the outcome. None of it depends on how many rules there are.
  *
  * Unresolved paths (see path_walk.h) lead to the set of all block rules: fail-closed. A table that lacks an entry which it must
  * have (a union, a record's row) is a bug of the compiler: counted as ERROR_TABLE and treated as unresolved.
@@ -21,6 +21,7 @@ enum entity { ENTITY_PROCESS, ENTITY_FILE, ENTITIES };
 enum space { SPACE_PROCESS, SPACE_FILE, SPACE_SOURCE, SPACES };
 enum verdict { VERDICT_NONE, VERDICT_ALLOW, VERDICT_AUDIT, VERDICT_BLOCK };
 
+#define STEPS_MAX 4096 /* components and mounts; the longest path that the kernel resolves at once has 2,048 components */
 #define NO_SET 0
 #define ANY_CLASS 0
 #define UNKNOWN_CLASS 1
@@ -49,18 +50,11 @@ struct sets {
 	__u32 exact, child, deep;
 };
 
-struct node_key {
-	__u64 name; /* keyed hash of the component */
-	__u32 parent;
-	__u32 pad;
-};
-_Static_assert(sizeof(struct node_key) == 16, "struct node_key");
-
+/* By the hash of its path; the root's is 0 and it is always there. */
 struct node {
-	__u32 number;
 	struct sets process, file, source;
 };
-_Static_assert(sizeof(struct node) == 40, "struct node");
+_Static_assert(sizeof(struct node) == 36, "struct node");
 
 struct dfa_state {
 	__u32 base, otherwise, accept;
@@ -88,10 +82,9 @@ struct head {
 	__u32 has_names;
 	__u32 pad;
 	__u32 unresolved[ENTITIES];
-	struct node root;
 	__u8 classes[256];
 };
-_Static_assert(sizeof(struct head) == 320, "struct head");
+_Static_assert(sizeof(struct head) == 280, "struct head");
 
 /* ---- Maps ------------------------------------------------------------------------------------------------------------- */
 /*
@@ -114,7 +107,7 @@ _Static_assert(sizeof(struct head) == 320, "struct head");
 	} NAME SEC(".maps")
 
 TWO_COPIES(heads, BPF_MAP_TYPE_ARRAY, BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct head));
-TWO_COPIES(nodes, BPF_MAP_TYPE_HASH, 0, sizeof(struct node_key), sizeof(struct node));
+TWO_COPIES(nodes, BPF_MAP_TYPE_HASH, 0, sizeof(__u64), sizeof(struct node));
 TWO_COPIES(names, BPF_MAP_TYPE_HASH, 0, sizeof(__u64), sizeof(__u32));
 TWO_COPIES(dfa_states, BPF_MAP_TYPE_ARRAY, BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct dfa_state));
 TWO_COPIES(dfa_slots, BPF_MAP_TYPE_ARRAY, BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct dfa_slot));
@@ -151,57 +144,18 @@ static __always_inline struct head *head_of(__u32 copy)
 }
 
 /*
- * Components of a path as hashes, the last one first. They lie in task storage: a program's stack has 512 bytes, and memory of a
- * CPU could be overwritten by a task that preempts this one.
+ * The deepest node of the tree that lies on a path. The first walk hashes the whole path; if the tree has a node there, that is it.
+ * The second takes one component after the other off the end, so the first directory that is found is the deepest.
  */
-#define TREE_DEPTH 64
-#define GLOB_CHUNK 32 /* bytes of a name read at a time */
-
-struct scratch {
-	__u64 hash[TREE_DEPTH];
-	__u32 depth; /* kept here and not in a walk: the verifier would follow each of its values */
-	__u32 pad;
-	char chunk[GLOB_CHUNK];
+struct climb {
+	struct hash_walk hash; /* of the path; on the second walk of what is left of it */
+	__u64 last;	       /* hash of its last component */
+	struct sets sets;
+	__u32 copy;
+	__u32 space;
+	__u32 taken; /* components */
+	__u32 found;
 };
-
-/* Written here; goes with the task. */
-struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct scratch);
-} scratches SEC(".maps");
-
-struct tree_walk {
-	struct walk at;
-	struct scratch *scratch;
-};
-
-static long tree_step(__u32 index, void *context)
-{
-	struct tree_walk *walk = context;
-	struct scratch *scratch = walk->scratch;
-	__u64 hash, slot;
-	__u32 depth;
-
-	if (!walk_step(&walk->at))
-		return 1;
-	if (!walk->at.name)
-		return 0;
-	if (!scratch)
-		return 1;
-	depth = scratch->depth;
-	hash = hash_name((__u64)walk->at.name, walk->at.len);
-	if (!hash || depth >= TREE_DEPTH) {
-		walk->at.state = WALK_UNRESOLVED;
-		return 1;
-	}
-	slot = depth;
-	asm volatile("%0 &= %1" : "+r"(slot) : "i"(TREE_DEPTH - 1));
-	scratch->hash[slot] = hash;
-	scratch->depth = depth + 1;
-	return 0;
-}
 
 /* By comparison, not by index: an index read back from memory has no bounds for the verifier. */
 static __always_inline struct sets sets_of(const struct node *node, __u32 space)
@@ -209,51 +163,59 @@ static __always_inline struct sets sets_of(const struct node *node, __u32 space)
 	return space == SPACE_PROCESS ? node->process : space == SPACE_FILE ? node->file : node->source;
 }
 
-/* Where the way down the tree is. */
-struct descent {
-	struct sets sets;
-	__u32 parent;
-	__u32 copy;
-	__u32 space;
-	__u32 found;
-	__u32 done;
-};
-
-static long descend_step(__u32 index, void *context)
+static long sum_step(__u32 index, void *context)
 {
-	struct descent *way = context;
-	const struct scratch *scratch = bpf_task_storage_get(&scratches, bpf_get_current_task_btf(), 0, 0);
-	void *table = bpf_map_lookup_elem(&nodes, &way->copy);
-	struct node_key key = {.parent = way->parent};
-	__u32 left = scratch ? scratch->depth - 1 - index : TREE_DEPTH; /* components below this one */
-	const struct node *next;
-	__u64 slot;
+	struct climb *climb = context;
+	__u64 component;
 
-	if (!scratch || !table || left >= TREE_DEPTH)
+	if (!hash_step(&climb->hash.at, &component))
 		return 1;
-	slot = left;
-	asm volatile("%0 &= %1" : "+r"(slot) : "i"(TREE_DEPTH - 1)); /* the compiler would compare a copy, unseen by the verifier */
-	key.name = scratch->hash[slot];
-	next = bpf_map_lookup_elem(table, &key);
-	if (!next) {
-		way->found = left ? way->sets.deep : way->sets.child;
-		way->done = 1;
-		return 1;
-	}
-	way->parent = next->number;
-	way->sets = sets_of(next, way->space);
+	if (!component)
+		return 0;
+	if (!climb->last)
+		climb->last = component;
+	climb->hash.sum += component * climb->hash.power;
+	climb->hash.power *= hash_factor;
 	return 0;
 }
 
-/* The number found when the components in ``scratch`` are followed down from the root. */
-static __always_inline __u32 descend(const struct head *head, __u32 copy, __u32 space)
+static long climb_step(__u32 index, void *context)
 {
-	struct descent way = {.copy = copy, .space = space};
+	struct climb *climb = context;
+	void *table = bpf_map_lookup_elem(&nodes, &climb->copy);
+	const struct node *node = table ? bpf_map_lookup_elem(table, &climb->hash.sum) : NULL;
+	__u64 component;
 
-	way.sets = sets_of(&head->root, space);
-	bpf_loop(TREE_DEPTH, descend_step, &way, 0);
-	return way.done ? way.found : way.sets.exact;
+	if (node) {
+		climb->sets = sets_of(node, climb->space);
+		climb->found = 1;
+		return 1;
+	}
+	if (!hash_step(&climb->hash.at, &component))
+		return 1;
+	if (component) {
+		climb->hash.sum = (climb->hash.sum - component) * hash_inverse;
+		climb->taken++;
+	}
+	return 0;
 }
+
+/* Fills ``climb``, of which copy and space are set. Returns whether the path was resolved. */
+static __always_inline int climb_path(struct climb *climb, struct path *path)
+{
+	climb->hash.power = 1;
+	walk_start(&climb->hash.at, path);
+	if (climb->hash.at.state == WALK_GOING)
+		bpf_loop(STEPS_MAX, sum_step, climb, 0);
+	if (climb->hash.at.state != WALK_ROOT)
+		return 0;
+	walk_start(&climb->hash.at, path);
+	/* One step more than components: the last looks the root up. A directory renamed meanwhile leads nowhere: unresolved. */
+	bpf_loop(STEPS_MAX + 1, climb_step, climb, 0);
+	return climb->found;
+}
+
+#define GLOB_CHUNK 32 /* bytes of a name read at a time */
 
 /* Up the path, byte by byte from its end, through the automaton of globs. */
 struct glob_walk {
@@ -262,6 +224,7 @@ struct glob_walk {
 	__u32 state;
 	__u32 left; /* bytes of the present component */
 	__u32 broken;
+	char chunk[GLOB_CHUNK];
 };
 
 static __always_inline __u32 dfa_step(void *states, void *slots, const struct head *head, __u32 state, __u8 byte)
@@ -281,20 +244,19 @@ static long glob_chunk(__u32 index, void *context)
 {
 	struct glob_walk *walk = context;
 	void *states = bpf_map_lookup_elem(&dfa_states, &walk->copy), *slots = bpf_map_lookup_elem(&dfa_slots, &walk->copy);
-	struct scratch *scratch = bpf_task_storage_get(&scratches, bpf_get_current_task_btf(), 0, 0);
 	const struct head *head = head_of(walk->copy);
 	__u32 left = walk->left, n = left > GLOB_CHUNK ? GLOB_CHUNK : left, state = walk->state, i;
 
-	if (!scratch || !states || !slots || !head || !n || n > GLOB_CHUNK || left >= NAME_MAX_BYTES)
+	if (!states || !slots || !head || !n || n > GLOB_CHUNK || left >= NAME_MAX_BYTES)
 		return 1;
-	if (bpf_probe_read_kernel(scratch->chunk, n, walk->at.name + (left - n))) {
+	if (bpf_probe_read_kernel(walk->chunk, n, walk->at.name + (left - n))) {
 		walk->broken = 1;
 		return 1;
 	}
 	for (i = 0; i < GLOB_CHUNK; i++) {
 		if (i >= n)
 			break;
-		state = dfa_step(states, slots, head, state, scratch->chunk[(n - 1 - i) & (GLOB_CHUNK - 1)]);
+		state = dfa_step(states, slots, head, state, walk->chunk[(n - 1 - i) & (GLOB_CHUNK - 1)]);
 	}
 	walk->state = state;
 	walk->left = left - n;
@@ -334,7 +296,7 @@ __noinline int glob_accept(__u64 dentry, __u64 mnt, __u32 copy)
 
 	walk_start(&walk.at, &path);
 	if (walk.at.state == WALK_GOING)
-		bpf_loop(2 * 2048, glob_step, &walk, 0);
+		bpf_loop(STEPS_MAX, glob_step, &walk, 0);
 	if (walk.state == DFA_DEAD)
 		return 0;
 	if (walk.broken || walk.at.state != WALK_ROOT)

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from garrison.bpf.pathhash import PathHasher
 from garrison.common.policy.match import Decision
 from garrison.common.policy.rules import Entity, PathKind, PathTarget, Verdict
 from garrison.minion.enforcers.bpf_lsm.program import Node, PathSets, Program, Record
@@ -23,9 +24,8 @@ __all__ = ["ENTITIES", "TABLES", "TableType", "Tables", "lay_out", "rule_at"]
 ENTITIES: Final = (Entity.PROCESS, Entity.FILE)  # enum entity
 _VERDICTS: Final = {Verdict.ALLOW: 1, Verdict.AUDIT: 2, Verdict.BLOCK: 3}  # enum verdict; 0: nothing fired or granted
 _OUTCOME: Final = struct.Struct("=BBxxI")
-_NODE_KEY: Final = struct.Struct("=QI4x")
-_NODE: Final = struct.Struct("=10I")
-_HEAD: Final = struct.Struct("=III4xII40s256s")
+_NODE: Final = struct.Struct("=9I")
+_HEAD: Final = struct.Struct("=III4xII256s")
 _PAIR: Final = struct.Struct("=II")
 _TRIPLE: Final = struct.Struct("=III")
 _INODE: Final = struct.Struct("=QI4x")
@@ -47,7 +47,7 @@ class TableType(msgspec.Struct, frozen=True):
 
 TABLES: Final[Mapping[str, TableType]] = {
     "heads": TableType(False, 4, _HEAD.size),
-    "nodes": TableType(True, _NODE_KEY.size, _NODE.size),
+    "nodes": TableType(True, 8, _NODE.size),
     "names": TableType(True, 8, 4),
     "dfa_states": TableType(False, 4, _TRIPLE.size),
     "dfa_slots": TableType(False, 4, _PAIR.size),
@@ -63,7 +63,7 @@ def lay_out(
     program: Program,
     generation: int,
     *,
-    hash_name: Callable[[bytes], int],
+    hasher: PathHasher,
     inode_of: Callable[[str], tuple[int, int] | None],
 ) -> Tables:
     """Return all tables of ``program``.
@@ -71,17 +71,14 @@ def lay_out(
     Args:
         program: Compiled rules.
         generation: Number that its events carry; at least 1.
-        hash_name: Keyed hash of a component, as the loaded programs compute it.
+        hasher: Keyed as the loaded programs are.
         inode_of: Path → (device as the kernel numbers it, inode number); ``None`` when there is no such file.
     """
     rows, records = _rows(program)
     return {
         "heads": {_U32.pack(0): _head(program, generation)},
-        "nodes": {
-            _NODE_KEY.pack(hash_name(part), parent): _node(number, program.nodes[number])
-            for (parent, part), number in program.children.items()
-        },
-        "names": {_U64.pack(hash_name(name)): _U32.pack(number) for name, number in program.names.items()},
+        "nodes": _nodes(program, hasher),
+        "names": {_U64.pack(hasher.name(name)): _U32.pack(number) for name, number in program.names.items()},
         **_automaton(program),
         "unions": {_TRIPLE.pack(*key): _U32.pack(number) for key, number in program.unions.items()},
         "rows": rows,
@@ -101,13 +98,20 @@ def _head(program: Program, generation: int) -> bytes:
         program.globs is not None,
         bool(program.names),
         *(program.unresolved[entity] for entity in ENTITIES),
-        _node(0, program.nodes[0]),
         program.globs.classes if program.globs else bytes(256),
     )
 
 
-def _node(number: int, node: Node) -> bytes:
-    return _NODE.pack(number, *(n for sets in (node.process, node.file, node.source) for n in _sets(sets)))
+def _nodes(program: Program, hasher: PathHasher) -> dict[bytes, bytes]:
+    # Parents have lower numbers than their children, so every directory is hashed before what is in it.
+    hashes = [0] * len(program.nodes)
+    for (parent, part), number in sorted(program.children.items(), key=lambda item: item[1]):
+        hashes[number] = hasher.below(hashes[parent], part)
+    return {_U64.pack(hashes[number]): _node(node) for number, node in enumerate(program.nodes)}
+
+
+def _node(node: Node) -> bytes:
+    return _NODE.pack(*(n for sets in (node.process, node.file, node.source) for n in _sets(sets)))
 
 
 def _sets(sets: PathSets) -> tuple[int, int, int]:

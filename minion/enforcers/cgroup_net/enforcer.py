@@ -25,6 +25,8 @@ from typing import Final
 
 from garrison.bpf.cgroups import CgroupNames, cgroup2_root, container_of, unit_of
 from garrison.bpf.loader import NO_PREALLOC, BpfMap, MapType, Object, object_path
+from garrison.bpf.pathhash import KEY_BYTES as HASH_KEY_BYTES
+from garrison.bpf.pathhash import PathHasher
 from garrison.bpf.records import cut_args, proc_args, proc_link
 from garrison.bpf.ring import RingReader
 from garrison.common.errors import BackendUnsupportedError, GarrisonError
@@ -33,8 +35,6 @@ from garrison.common.frames import RuleReport
 from garrison.common.policy.rules import Rule, RuleSet, Verdict
 from garrison.minion.enforcers.base import Emit, Enforcer, EnforcerStatus, Probe
 from garrison.minion.enforcers.cgroup_net.layout import COUNTERS, KEY_BYTES, ROW_BYTES, NetRecord, decode_event, rule_of
-from garrison.minion.enforcers.cgroup_net.pathhash import KEY_BYTES as HASH_KEY_BYTES
-from garrison.minion.enforcers.cgroup_net.pathhash import PathHasher
 from garrison.minion.enforcers.cgroup_net.plan import BACKEND, Plan, make_plan, report_rules
 
 __all__ = ["HOOKS", "CgroupNetEnforcer"]

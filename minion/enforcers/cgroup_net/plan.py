@@ -15,6 +15,7 @@ import posixpath
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from garrison.bpf.pathhash import PathHasher
 from garrison.common.errors import CompileError
 from garrison.common.frames import RuleReport
 from garrison.common.policy.match import Operation, decide
@@ -32,7 +33,6 @@ from garrison.minion.enforcers.cgroup_net.layout import (
     encode_key,
     encode_row,
 )
-from garrison.minion.enforcers.cgroup_net.pathhash import PathHasher
 
 __all__ = ["BACKEND", "SOURCE_DEPTH_MAX", "Plan", "make_plan", "report_rules"]
 

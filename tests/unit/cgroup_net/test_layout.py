@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from garrison.bpf.pathhash import PathHasher
 from garrison.common.errors import FrameError
 from garrison.common.policy.rules import Verdict
 from garrison.minion.enforcers.cgroup_net.layout import decode_event, encode_cell, rule_of
-from garrison.minion.enforcers.cgroup_net.pathhash import PathHasher
 
 
 def record(

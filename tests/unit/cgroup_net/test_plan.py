@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from garrison.bpf.pathhash import PathHasher
 from garrison.common.errors import CompileError
 from garrison.common.policy.match import Operation, decide
 from garrison.common.policy.protocols import socket_names
@@ -25,7 +26,6 @@ from garrison.common.policy.rules import (
     WorkloadScope,
 )
 from garrison.minion.enforcers.cgroup_net.layout import GROUPS, SOCKET_TYPES, RowKind, cell_index, encode_key
-from garrison.minion.enforcers.cgroup_net.pathhash import PathHasher
 from garrison.minion.enforcers.cgroup_net.plan import Plan, make_plan, report_rules
 
 HASHER = PathHasher(bytes(range(24)))

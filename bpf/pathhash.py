@@ -1,7 +1,7 @@
 """Keyed hashes of paths, the same as ``bpf/include/path_hash.h`` computes in the kernel. A test compares the two.
 
-A path's hash is the sum of its components' hashes, each times a secret factor for each component after it, modulo 2^64. The kernel
-gets from the hash of a path to that of its directory by taking off the last component's and dividing by the factor.
+A path's hash is the sum of its components' hashes, each times a secret factor for each component after it, modulo 2^64. The
+kernel gets from the hash of a path to that of its directory by taking off the last component's and dividing by the factor.
 """
 
 from __future__ import annotations
@@ -40,12 +40,17 @@ class PathHasher:
     def path(self, path: str) -> int:
         """Return the hash of an absolute path, with or without a trailing slash; of ``/`` it is 0."""
         found = 0
-        for component in path.encode().split(b"/"):
+        for component in path.encode("utf-8", "surrogateescape").split(b"/"):
             if component:
-                found = found * self._factor + self._name(component) & _MASK
+                found = self.below(found, component)
         return found
 
-    def _name(self, name: bytes) -> int:
+    def below(self, directory: int, component: bytes) -> int:
+        """Return the hash of what is called ``component`` in the directory whose hash is ``directory``."""
+        return directory * self._factor + self.name(component) & _MASK
+
+    def name(self, name: bytes) -> int:
+        """Return the hash of a single component."""
         padded = name + bytes(-len(name) % _CHUNK_BYTES)
         return self._hash((*struct.unpack(f"={len(padded) // 8}Q", padded), len(name))) or 1
 
