@@ -103,6 +103,15 @@ class BpfMap:
         fd = libbpf().bpf_map_create(map_type, name.encode()[:15], key_bytes, value_bytes, max_entries, options)
         return cls(check(fd, f"make map {name}"), map_type, key_bytes, value_bytes, name=name, owned=True)
 
+    @classmethod
+    def by_id(cls, map_id: int, *, name: str) -> BpfMap:
+        """Open the map with the kernel's number ``map_id``, such as an outer map gives for its inner ones.
+
+        Raises:
+            KernelError: There is none, or it may not be used.
+        """
+        return _opened(check(libbpf().bpf_map_get_fd_by_id(map_id), f"open map {name} by number"), name)
+
     def lookup(self, key: bytes) -> bytes | None:
         """Return the value of ``key``; ``None`` when there is none. Of a per-CPU map: those of all CPUs, each padded to 8."""
         buffer = c.create_string_buffer(self._stride * self._cpus)
@@ -181,11 +190,14 @@ def open_pinned_map(path: Path) -> BpfMap:
     Raises:
         KernelError: There is none, or it may not be used.
     """
-    fd = check(libbpf().bpf_obj_get(os.fsencode(path)), f"open {path}")
+    return _opened(check(libbpf().bpf_obj_get(os.fsencode(path)), f"open {path}"), path.name)
+
+
+def _opened(fd: int, name: str) -> BpfMap:
     info, size = c.create_string_buffer(_MAP_INFO_BYTES), c.c_uint32(_MAP_INFO_BYTES)
-    check(libbpf().bpf_obj_get_info_by_fd(fd, info, c.byref(size)), f"look at {path}")
+    check(libbpf().bpf_obj_get_info_by_fd(fd, info, c.byref(size)), f"look at map {name}")
     map_type, _, key_bytes, value_bytes = struct.unpack_from("=IIII", info.raw)
-    return BpfMap(fd, map_type, key_bytes, value_bytes, name=path.name, owned=True)
+    return BpfMap(fd, map_type, key_bytes, value_bytes, name=name, owned=True)
 
 
 class Link:
@@ -316,6 +328,19 @@ class Object:
     def set_max_entries(self, name: str, count: int) -> None:
         """Give the map ``name`` another size."""
         check(libbpf().bpf_map__set_max_entries(self._map_pointers[name], count), f"resize map {name}")
+
+    def reuse_map(self, name: str, existing: BpfMap) -> None:
+        """Use a map that exists instead of making ``name``: how objects share maps.
+
+        Raises:
+            KernelError: Its type or sizes differ.
+        """
+        check(libbpf().bpf_map__reuse_fd(self._map_pointers[name], existing.fd), f"share map {name} with {self._name}")
+
+    @property
+    def map_names(self) -> frozenset[str]:
+        """Names of its maps, those of libbpf's own (data sections) left out."""
+        return frozenset(name for name in self._map_pointers if "." not in name)
 
     def set_rodata(self, values: Mapping[str, bytes]) -> None:
         """Set ``const volatile`` variables by name; the verifier then treats them as constants.

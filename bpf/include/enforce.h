@@ -39,14 +39,19 @@ struct {
 	__type(value, struct subject);
 } subjects SEC(".maps");
 
-struct located {
+struct place {
 	__u64 dentry;
 	__u64 mnt;
 	__u32 generation;
 	__u32 epoch;
-	__u32 set[ENTITIES];
+};
+
+/* Several CPUs open one file at once, so it is read and written whole, under its lock. */
+struct located {
+	struct bpf_spin_lock lock;
 	__u32 known; /* bit per entity */
-	__u32 pad;
+	struct place at;
+	__u32 set[ENTITIES];
 };
 
 /* Inode -> sets of the path by which it was last reached. Written here; goes with the inode. */
@@ -77,6 +82,14 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } epoch SEC(".maps");
+
+/* Key 0: key of the path hashes, for an agent that takes over. Written by user space; read by root alone. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u8[24]);
+} secret SEC(".maps");
 
 enum operation { OP_EXEC, OP_OPEN, OP_MAP_EXEC, OP_UNLINK, OP_RENAME, OP_LINK, OP_CREATE, OP_ATTRIBUTES, OP_TRUNCATE };
 
@@ -316,6 +329,39 @@ __noinline int tell(const struct telling *told)
 	return 0;
 }
 
+static __always_inline int same_place(const struct place *a, const struct place *b)
+{
+	return a->dentry == b->dentry && a->mnt == b->mnt && a->generation == b->generation && a->epoch == b->epoch;
+}
+
+/* Whether the set for this place is known. */
+static __always_inline int recall(struct located *kept, const struct place *at, __u32 entity, __u32 *set)
+{
+	int known;
+
+	if (!kept)
+		return 0;
+	bpf_spin_lock(&kept->lock);
+	known = same_place(&kept->at, at) && kept->known & (1 << entity);
+	*set = entity == ENTITY_PROCESS ? kept->set[ENTITY_PROCESS] : kept->set[ENTITY_FILE];
+	bpf_spin_unlock(&kept->lock);
+	return known;
+}
+
+static __always_inline void remember(struct located *kept, const struct place *at, __u32 entity, __u32 set)
+{
+	if (!kept)
+		return;
+	bpf_spin_lock(&kept->lock);
+	kept->known = (same_place(&kept->at, at) ? kept->known : 0) | 1 << entity;
+	kept->at = *at;
+	if (entity == ENTITY_PROCESS)
+		kept->set[ENTITY_PROCESS] = set;
+	else
+		kept->set[ENTITY_FILE] = set;
+	bpf_spin_unlock(&kept->lock);
+}
+
 /* The one decision helper. Returns 0 or -EPERM. */
 static __always_inline int enforce(__u32 entity, __u32 operation, struct path *path, struct inode *inode, __u32 condition)
 {
@@ -328,36 +374,23 @@ static __always_inline int enforce(__u32 entity, __u32 operation, struct path *p
 	struct inode_key key = {};
 	struct telling told = {};
 	const struct inode_sets *named;
+	struct place at = {.dentry = dentry, .mnt = mnt, .epoch = now};
 	struct located *kept;
 	void *table;
 
 	if (!head || !head->generation)
 		return 0;
 	count(COUNT_DECISIONS);
-	generation = head->generation;
+	generation = at.generation = head->generation;
 	if (BPF_CORE_READ(inode, i_uid.val) == BPF_CORE_READ(task, cred, fsuid.val))
 		condition |= CONDITION_OWNER;
 	if (BPF_CORE_READ(task, signal, tty))
 		condition |= CONDITION_TTY;
 	class = class_of(task, copy, generation);
 	kept = bpf_inode_storage_get(&locations, inode, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (kept && kept->generation == generation && kept->epoch == now && kept->dentry == dentry &&
-	    kept->mnt == mnt && kept->known & (1 << entity)) {
-		set = kept->set[entity & 1];
-	} else {
+	if (!recall(kept, &at, entity, &set)) {
 		set = walk_to_set(dentry, mnt, copy, entity);
-		if (kept) {
-			int same = kept->generation == generation && kept->epoch == now && kept->dentry == dentry &&
-				   kept->mnt == mnt;
-
-			kept->generation = 0;
-			kept->known = (same ? kept->known : 0) | 1 << entity;
-			kept->set[entity & 1] = set;
-			kept->dentry = dentry;
-			kept->mnt = mnt;
-			kept->epoch = now;
-			kept->generation = generation;
-		}
+		remember(kept, &at, entity, set);
 	}
 	outcome = outcome_of(copy, set, class, condition);
 	if (outcome.verdict != VERDICT_BLOCK) {
