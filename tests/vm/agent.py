@@ -1,8 +1,8 @@
-"""The host's end of the command channel into a VM. The other end is ``vagrant/image/guest/usr/local/sbin/vmsh``, which has the protocol.
+"""The host's end of the command channel into a VM. The other end, ``vagrant/image/guest/usr/local/sbin/vmsh``, has the protocol.
 
 Rules of this file:
 - One request at a time; an answer that comes after its request timed out is thrown away by its number.
-- The channel ends when the VM does: ``ChannelClosed``, and the caller knows why better than this file.
+- The channel ends when the VM does: ``ChannelClosedError``, and the caller knows why better than this file.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-__all__ = ["AgentError", "Channel", "ChannelClosed"]
+__all__ = ["AgentError", "Channel", "ChannelClosedError"]
 
 
-class ChannelClosed(Exception):
+class ChannelClosedError(Exception):
     """The VM ended or closed the channel."""
 
 
@@ -42,7 +42,7 @@ class Channel:
 
         Raises:
             TimeoutError: It did not within ``timeout_s``.
-            ChannelClosed: The VM ended.
+            ChannelClosedError: The VM ended.
         """
         deadline = time.monotonic() + timeout_s
         while not self._receive(deadline).get("ready"):
@@ -54,7 +54,7 @@ class Channel:
         Raises:
             AgentError: The agent refused or failed.
             TimeoutError: No answer within ``limit_s``.
-            ChannelClosed: The VM ended.
+            ChannelClosedError: The VM ended.
         """
         deadline = time.monotonic() + limit_s
         self.tell(op, **fields)
@@ -73,7 +73,7 @@ class Channel:
         try:
             self._socket.sendall(json.dumps({"id": self._last_id, "op": op, **fields}).encode() + b"\n")
         except (BrokenPipeError, ConnectionResetError) as err:
-            raise ChannelClosed from err
+            raise ChannelClosedError from err
 
     def close(self) -> None:
         """Close the socket. Idempotent."""
@@ -85,9 +85,9 @@ class Channel:
             try:
                 data = self._socket.recv(1 << 20)
             except ConnectionResetError as err:
-                raise ChannelClosed from err
+                raise ChannelClosedError from err
             if not data:
-                raise ChannelClosed
+                raise ChannelClosedError
             self._pending += data
         line = bytes(self._pending[:end])
         del self._pending[: end + 1]

@@ -12,7 +12,7 @@ Rules of this file:
 - Every wait has a limit. Whatever goes wrong is a ``VmError`` with the end of the guest's console in its text.
 - VMs are started from the main thread (qemu.py says why) and die with it; their folders go when the lab closes, unless kept.
 
-Owns: templates, the life of a VM. Hands over to: qemu.py (processes), agent.py (commands), payload.py (disks), vagrant/image (the image).
+Owns: templates, the life of a VM. Hands over to: qemu.py (processes), agent.py (commands), payload.py (disks), vagrant/image.
 """
 
 from __future__ import annotations
@@ -36,11 +36,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from vm.agent import AgentError, Channel, ChannelClosed
+from vm.agent import AgentError, Channel, ChannelClosedError
 from vm.payload import CHECKOUT, code_disk, site_disk
 from vm.qemu import CODE_DISK_MIB, SITE_DISK_MIB, Backends, Machine, Qemu, version
 
-__all__ = ["BENCH", "FAST_INIT", "K61", "K612", "PREEMPT_FULL", "Background", "Image", "Lab", "Machine", "Segment", "Vm", "VmError", "VmTimeout"]
+__all__ = [
+    "BENCH",
+    "FAST_INIT",
+    "K61",
+    "K612",
+    "PREEMPT_FULL",
+    "Background",
+    "Image",
+    "Lab",
+    "Machine",
+    "Segment",
+    "Vm",
+    "VmError",
+    "VmTimeoutError",
+]
 
 FAST_INIT = "/usr/local/sbin/lab-init"
 K61 = Machine("6.1", init=FAST_INIT)
@@ -50,7 +64,7 @@ PREEMPT_FULL = replace(K61, cmdline=("preempt=full",))
 BENCH = replace(
     K61,
     icount=True,
-    cmdline=tuple("nokaslr norandmaps audit=0 mitigations=off randomize_kstack_offset=off nowatchdog".split()),
+    cmdline=("nokaslr", "norandmaps", "audit=0", "mitigations=off", "randomize_kstack_offset=off", "nowatchdog"),
 )
 
 BOOT_TIMEOUT_S = 240.0  # an emulated CPU on a busy machine; a boot takes 8 to 40 s
@@ -67,7 +81,7 @@ class VmError(Exception):
     """Something about a VM did not come about; the end of its console is in the text."""
 
 
-class VmTimeout(VmError, TimeoutError):
+class VmTimeoutError(VmError, TimeoutError):
     """A command or a state did not come in time."""
 
 
@@ -122,11 +136,13 @@ class Background:
         """Wait for its end; returns the exit code, negative for a signal.
 
         Raises:
-            VmTimeout: It still runs.
+            VmTimeoutError: It still runs.
         """
         code = self._vm.ask("wait", timeout_s, pid=self.pid, timeout_s=timeout_s)["code"]
         if code is None:
-            raise VmTimeout(f"{self._vm.name}: process {self.pid} still ran after {timeout_s:g} s; its log:\n{self.output()}")
+            raise VmTimeoutError(
+                f"{self._vm.name}: process {self.pid} still ran after {timeout_s:g} s; its log:\n{self.output()}"
+            )
         return int(code)
 
     def running(self) -> bool:
@@ -152,7 +168,9 @@ class Vm:
         folder: Its disk, sockets and console log, on this machine.
     """
 
-    def __init__(self, name: str, machine: Machine, image: Image, *, folder: Path, backends: Backends, address: str, mac: str) -> None:
+    def __init__(
+        self, name: str, machine: Machine, image: Image, *, folder: Path, backends: Backends, address: str, mac: str
+    ) -> None:
         self.name, self.machine, self.folder, self.address = name, machine, folder, address
         self._image, self._backends, self._mac = image, backends, mac
         self._machine_id = secrets.token_hex(16)
@@ -181,7 +199,7 @@ class Vm:
             cwd: Folder in the guest.
 
         Raises:
-            VmTimeout: It took longer; what it had written is in the text.
+            VmTimeoutError: It took longer; what it had written is in the text.
             VmError: There is no such program, or the VM ended.
         """
         data = stdin.encode() if isinstance(stdin, str) else stdin
@@ -190,7 +208,7 @@ class Vm:
         )  # fmt: skip
         stdout, stderr = (base64.b64decode(answer[name]).decode(errors="replace") for name in ("stdout", "stderr"))
         if answer["code"] is None:
-            raise VmTimeout(f"{self.name}: {shlex.join(argv)}: not done within {timeout_s:g} s\n{stdout}{stderr}")
+            raise VmTimeoutError(f"{self.name}: {shlex.join(argv)}: not done within {timeout_s:g} s\n{stdout}{stderr}")
         return subprocess.CompletedProcess(argv, answer["code"], stdout, stderr)
 
     def check(self, *argv: str, timeout_s: float = 60, stdin: str | bytes = b"") -> str:
@@ -222,20 +240,21 @@ class Vm:
         """Return the first true answer of ``look``, which asks the guest something.
 
         Raises:
-            VmTimeout: It did not come in time.
+            VmTimeoutError: It did not come in time.
         """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if answer := look():
                 return answer
             time.sleep(0.05)
-        raise VmTimeout(f"{self.name}: not within {timeout_s:g} s: {what}\n{self.console_end()}")
+        raise VmTimeoutError(f"{self.name}: not within {timeout_s:g} s: {what}\n{self.console_end()}")
 
     def ssh_argv(self, *argv: str, user: str = "root") -> list[str]:
         """Return the command line that runs ``argv`` in the guest over SSH, or a shell if there is none."""
         return [
             "ssh", "-q", "-i", str(self._image.folder / "id_ed25519"), "-p", str(self.ssh_port()),
-            "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=60", f"{user}@127.0.0.1",
+            "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=60",
+            f"{user}@127.0.0.1",
             *([shlex.join(argv)] if argv else []),
         ]  # fmt: skip
 
@@ -263,12 +282,12 @@ class Vm:
         """Let the guest sync and restart; programs are not told with lab-init, systemd stops its units in order."""
         orderly = ["systemctl", "reboot"] if not self.machine.init else ["reboot", "-f"]
         self.check("sync")
-        with contextlib.suppress(ChannelClosed):
+        with contextlib.suppress(ChannelClosedError):
             self._talking().tell("start", argv=orderly, log="/dev/null", env={}, cwd="/")
         try:
             self._running().process.wait(REBOOT_TIMEOUT_S)
         except subprocess.TimeoutExpired as err:
-            raise VmTimeout(f"{self.name}: did not go down within {REBOOT_TIMEOUT_S:g} s\n{self.console_end()}") from err
+            raise VmTimeoutError(f"{self.name}: did not go down within {REBOOT_TIMEOUT_S:g} s\n{self.console_end()}") from err
         self.cut_power()
         self.power_on(machine)
 
@@ -292,11 +311,13 @@ class Vm:
         """Ask the agent, allowing it ``limit_s`` for the work itself."""
         try:
             return self._talking().ask(op, limit_s + 30, **fields)
-        except ChannelClosed as err:
+        except ChannelClosedError as err:
             code = self._running().process.wait(5)
             raise VmError(f"{self.name}: the VM ended (QEMU's exit code {code}) during {op}\n{self.console_end()}") from err
         except TimeoutError as err:
-            raise VmTimeout(f"{self.name}: the agent did not answer: {op} {fields.get('argv', '')}\n{self.console_end()}") from err
+            raise VmTimeoutError(
+                f"{self.name}: the agent did not answer: {op} {fields.get('argv', '')}\n{self.console_end()}"
+            ) from err
         except AgentError as err:
             raise VmError(f"{self.name}: {op} {fields.get('argv') or fields.get('path') or ''}: {err}") from err
 
@@ -318,8 +339,8 @@ class Vm:
         try:
             self._talking().wait_ready(BOOT_TIMEOUT_S)
         except TimeoutError as err:
-            raise VmTimeout(f"{self.name}: no agent within {BOOT_TIMEOUT_S:g} s of power on\n{self.console_end()}") from err
-        except ChannelClosed as err:
+            raise VmTimeoutError(f"{self.name}: no agent within {BOOT_TIMEOUT_S:g} s of power on\n{self.console_end()}") from err
+        except ChannelClosedError as err:
             raise VmError(f"{self.name}: the VM ended while it booted\n{self.console_end()}") from err
 
     def _arrive(self) -> None:
@@ -362,7 +383,7 @@ class Lab:
             name: Host name; also tells its folder.
             machine: Kernel and hardware. The first VM of a kind takes a real boot, each further one a clone's time.
             on: Segment that its eth1 is on.
-            reach_host: Let it reach 127.0.0.1 of this machine as 10.0.2.2, and what this machine reaches. Off: it reaches nothing.
+            reach_host: Let it reach 127.0.0.1 of this machine as 10.0.2.2, and what this machine reaches. Otherwise: nothing.
 
         Raises:
             VmError: It did not come up; or the image has no such kernel.
@@ -396,7 +417,7 @@ class Lab:
         for vm in self.vms:
             vm.cut_power()
         if self.keep:
-            print(f"lab: kept {self.folder}", file=sys.stderr)
+            _say(f"kept {self.folder}")
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -410,18 +431,20 @@ class Lab:
     def _template(self, machine: Machine) -> Path:
         """Return the folder of a machine's template, making it if it is not there."""
         if machine.kernel not in self.image.kernels:
-            raise VmError(f"the lab has no kernel {machine.kernel}: {self.image.missing.get(machine.kernel, 'not a series it knows')}")
+            raise VmError(
+                f"the lab has no kernel {machine.kernel}: {self.image.missing.get(machine.kernel, 'not a series it knows')}"
+            )
         template = self.image.folder / "templates" / machine.key(version())
         template.parent.mkdir(exist_ok=True)
         with _locked(template.with_name(f"{template.name}.lock")):
             if not template.is_dir():
                 began = time.monotonic()
                 self._make_template(machine, template)
-                print(f"lab: template {template.name} made in {time.monotonic() - began:.1f} s", file=sys.stderr)
+                _say(f"template {template.name} made in {time.monotonic() - began:.1f} s")
         return template
 
     def _make_template(self, machine: Machine, template: Path) -> None:
-        # Built beside its final place, since the disk names its base relatively and a half-made template must not be taken for one.
+        # Beside its final place: the disk names its base relatively, and a half-made template must not be taken for one.
         making = template.with_name(f"{template.name}.making")
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir()
@@ -445,9 +468,15 @@ class Lab:
         making.rename(template)
 
 
+def _say(what: str) -> None:
+    sys.stderr.write(f"lab: {what}\n")
+
+
 def _overlay(base: Path, form: str, overlay: Path) -> None:
     """Make an empty qcow2 file over ``base``; a relative base is meant from the overlay's folder."""
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", form, overlay.name], check=True, cwd=overlay.parent)
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", form, overlay.name], check=True, cwd=overlay.parent
+    )
 
 
 @contextlib.contextmanager

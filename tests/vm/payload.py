@@ -25,7 +25,20 @@ __all__ = ["CHECKOUT", "PayloadError", "code_disk", "site_disk"]
 CHECKOUT = Path(__file__).resolve().parents[2]
 GUEST_PYTHON = (3, 11)
 # Only of use where code is written, and large. Names of files and folders in site-packages.
-LEFT_OUT = ("mypy", "mypyc", "mypy-*", "*__mypyc*.so", "ruff", "ruff-*", "pip", "pip-*", "librt", "librt-*", "ast_serialize*", "__editable__*")
+LEFT_OUT = (
+    "mypy",
+    "mypyc",
+    "mypy-*",
+    "*__mypyc*.so",
+    "ruff",
+    "ruff-*",
+    "pip",
+    "pip-*",
+    "librt",
+    "librt-*",
+    "ast_serialize*",
+    "__editable__*",
+)
 EXTRAS = ("states", "inventory")
 
 
@@ -41,7 +54,9 @@ def site_disk(cache: Path) -> Path:
     """
     if sys.version_info[:2] != GUEST_PYTHON:
         wanted = ".".join(map(str, GUEST_PYTHON))
-        raise PayloadError(f".venv has Python {sys.version.split()[0]}, the VM {wanted}: set PYTHON=python{wanted} and run ./dev setup")
+        raise PayloadError(
+            f".venv has Python {sys.version.split()[0]}, the VM {wanted}: set PYTHON=python{wanted} and run ./dev setup"
+        )
     site = Path(sysconfig.get_path("purelib"))
     names = sorted(path.name for path in site.glob("*.dist-info"))
     key = hashlib.sha256("\n".join([*names, *LEFT_OUT, str(SITE_DISK_MIB)]).encode()).hexdigest()[:16]
@@ -75,8 +90,10 @@ def code_disk(into: Path) -> Path:
 def _make_disk(folder: Path, out: Path, size_mib: int) -> None:
     folder.chmod(0o755)
     done = subprocess.run(
-        ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-m", "0", "-d", str(folder), str(out), f"{size_mib}M"],
+        ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-m", "0", "-d", folder, out, f"{size_mib}M"],
         check=False, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
-        raise PayloadError(f"a disk of {size_mib} MiB cannot be made from {folder}: {done.stderr.strip()}; see the sizes in vm/qemu.py")
+        raise PayloadError(
+            f"a disk of {size_mib} MiB cannot be made from {folder}: {done.stderr.strip()}; see the sizes in vm/qemu.py"
+        )

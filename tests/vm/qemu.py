@@ -1,10 +1,10 @@
 """One QEMU process: its command line, its monitor, freezing it into a template and starting from one.
 
 Rules of this file:
-- A template is a VM that was booted once and stopped: its memory (a sparse file), device state and disk. A clone maps the memory
-  privately, so it costs what it changes, and runs within a tenth of a second.
-- A clone must show the guest the very machine that was frozen: CPU, memory size, devices and PCI addresses come from ``Machine`` alone.
-  What is *behind* a disk or network card may differ from clone to clone.
+- A template is a VM that was booted once and stopped: its memory (a sparse file), device state and disk. A clone maps the
+  memory privately, so it costs what it changes, and runs within a tenth of a second.
+- A clone must show the guest the very machine that was frozen: CPU, memory size, devices and PCI addresses come from ``Machine``
+  alone. What is *behind* a disk or network card may differ from clone to clone.
 - QEMU dies with the thread that started it (PR_SET_PDEATHSIG), so it may only be started from the main thread.
 
 Owns: QEMU's options, QMP. Does not own: what runs in the guest (lab.py), what is on the disks (payload.py, vagrant/image).
@@ -56,7 +56,9 @@ class Machine:
 
     def key(self, qemu_version: str) -> str:
         """Return a name for templates of this machine: differs whenever a frozen state would not fit."""
-        argv = self.argv(Path("/image"), Backends(disk=Path("d"), site=Path("s"), code=Path("c")), folder=Path("/f"), ram=Path("r"))
+        argv = self.argv(
+            Path("/image"), Backends(disk=Path("d"), site=Path("s"), code=Path("c")), folder=Path("/f"), ram=Path("r")
+        )
         digest = hashlib.sha256(json.dumps([qemu_version, asdict(self), argv]).encode()).hexdigest()[:8]
         return "-".join([self.kernel, "icount" if self.icount else Path(self.init or "systemd").name, digest])
 
@@ -75,20 +77,37 @@ class Machine:
             memory = f"memory-backend-ram,id=ram,size={self.memory_mib}M"
         words = ["console=ttyS0 panic=-1 net.ifnames=0 quiet", f"init={self.init}" if self.init else "", *self.cmdline]
         disks = [(backends.disk, "qcow2", "off"), (backends.site, "raw", "on"), (backends.code, "raw", "on")]
-        argv = [BINARY, "-machine", "q35,memory-backend=ram", "-object", memory, "-m", str(self.memory_mib), "-cpu", CPU, "-smp", "1"]
+        argv = [
+            BINARY,
+            "-machine",
+            "q35,memory-backend=ram",
+            "-object",
+            memory,
+            "-m",
+            str(self.memory_mib),
+            "-cpu",
+            CPU,
+            "-smp",
+            "1",
+        ]
         argv += ["-accel", "tcg,thread=single" if self.icount else "tcg"]
         argv += ["-icount", "shift=0,sleep=off"] if self.icount else []
         argv += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         argv += ["-kernel", f"{image}/vmlinuz-{self.kernel}", "-initrd", f"{image}/initrd-{self.kernel}"]
         argv += ["-append", " ".join(filter(None, words))]
         for number, (path, form, readonly) in enumerate(disks):
-            # cache=unsafe: the machine that runs the VM never loses power in a test; a killed QEMU has given its writes to the kernel.
+            # cache=unsafe: this machine does not lose power in a test, and what a killed QEMU had flushed is with its kernel.
             argv += ["-drive", f"if=none,id=d{number},file={path},format={form},readonly={readonly},cache=unsafe"]
             argv += ["-device", f"virtio-blk-pci,drive=d{number},addr=0x{3 + number:x}"]
         for number, backend in enumerate([backends.user_network, backends.segment]):
             argv += ["-netdev", f"{backend},id=n{number}"]
             argv += ["-device", f"virtio-net-pci,netdev=n{number},romfile=,addr=0x{6 + number:x},mac=52:54:00:00:00:0{number}"]
-        argv += ["-device", "virtio-serial-pci,addr=0x8,id=serial", "-chardev", f"socket,id=agent,path={folder}/agent,server=on,wait=off"]
+        argv += [
+            "-device",
+            "virtio-serial-pci,addr=0x8,id=serial",
+            "-chardev",
+            f"socket,id=agent,path={folder}/agent,server=on,wait=off",
+        ]
         argv += ["-device", "virtserialport,chardev=agent,name=vmsh", "-device", "virtio-rng-pci,addr=0x9"]
         argv += ["-chardev", f"file,id=console,path={folder}/console.log,append=on", "-serial", "chardev:console"]
         return [*argv, "-qmp", f"unix:{folder}/qmp,server=on,wait=off"]

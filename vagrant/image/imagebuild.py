@@ -2,11 +2,13 @@
 
 Rules of this file:
 - Everything comes from Debian packages, from the mirror that this machine's own apt uses. No mirror is named here.
-- One folder per recipe: its name is the hash of every file beside this one. A folder that exists is complete (renamed into place last).
+- One folder per recipe: its name is the hash of the files here that go into it. A folder that exists is complete (renamed last).
 - No loop device and no mount: ``mke2fs -d`` keeps owners, modes and xattrs.
 - The image knows nothing of a test: names, addresses and disks are given to a VM when it starts (``guest/usr/local/sbin/vmsh``).
+- With ``garrison.box`` on the kernel's command line the same image is a Vagrant box: DHCP, and no command channel.
 
-Owns: the root's content, kernels, initrds, the lab's SSH key. Does not own: how a VM is run (tests/vm/lab.py), the Vagrant box (box.py).
+Owns: the root's content, kernels, initrds, the lab's SSH key. Does not own: how a VM is run (tests/vm/lab.py), the Vagrant box's
+wrapping (vagrant/pack).
 Prints the folder on stdout and progress on stderr. Needs root and the packages of ``./dev vm``. Exit code 1: could not be built.
 """
 
@@ -38,19 +40,56 @@ ARCH = "amd64"
 KERNEL_PACKAGE = f"linux-image-cloud-{ARCH}"
 # Series that tests ask for: the oldest with all BPF LSM hooks we use, and the newest that Debian 12 offers.
 SERIES = ("6.1", "6.12")
-PACKAGES = (
-    "systemd systemd-sysv dbus udev kmod python3 openssh-server libbpf1 apparmor iproute2 nftables iputils-ping procps strace "
-    "busybox-static"
-).split()
+PACKAGES = [
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "udev",
+    "kmod",
+    "python3",
+    "openssh-server",
+    "libbpf1",
+    "apparmor",
+    "iproute2",
+    "nftables",
+    "iputils-ping",
+    "procps",
+    "strace",
+    "sudo",
+    "busybox-static",
+]
 # Parts of the kernel's module tree that a VM of the lab can use; the rest is drivers of machines that QEMU does not show.
-MODULES = "arch crypto lib net block fs/ext4 fs/jbd2 fs/overlayfs fs/fuse fs/squashfs drivers/block drivers/char drivers/net drivers/virtio".split()
-NOT_MODULES = "drivers/net/ethernet drivers/net/wireless drivers/net/usb drivers/block/drbd".split()
-USERS = {"alice": 1000, "bob": 1001}  # ordinary people for tests of identity; no password
+MODULES = [
+    "arch",
+    "crypto",
+    "lib",
+    "net",
+    "block",
+    "fs/ext4",
+    "fs/jbd2",
+    "fs/overlayfs",
+    "fs/fuse",
+    "fs/squashfs",
+    "drivers/block",
+    "drivers/char",
+    "drivers/net",
+    "drivers/virtio",
+]
+NOT_MODULES = ["drivers/net/ethernet", "drivers/net/wireless", "drivers/net/usb", "drivers/block/drbd"]
+USERS = {"alice": 1000, "bob": 1001, "vagrant": 1002}  # no passwords; vagrant may sudo, as Vagrant wants it
 # Work that a test machine must not begin by itself in the middle of a measurement.
-MASKED_UNITS = (
-    "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer "
-    "systemd-timesyncd.service getty@tty1.service systemd-pstore.service"
-).split()
+MASKED_UNITS = [
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "systemd-timesyncd.service",
+    "getty@tty1.service",
+    "systemd-pstore.service",
+]
+UNITS = ["lab-net.service", "vmsh.service", "systemd-networkd.service"]
 EMPTIED = ("var/lib/apt/lists", "var/cache/apt", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info")
 DISK_MIB = 1400  # sparse; Vagrant boxes and templates grow on overlays of the same size
 
@@ -78,7 +117,9 @@ class Mirror:
         Raises:
             BuildError: apt has no Debian archive.
         """
-        listed = _run("apt-get", "indextargets", "--format", "$(ORIGIN)|$(RELEASE)|$(COMPONENT)|$(REPO_URI)", "Created-By: Packages")
+        listed = _run(
+            "apt-get", "indextargets", "--format", "$(ORIGIN)|$(RELEASE)|$(COMPONENT)|$(REPO_URI)", "Created-By: Packages"
+        )
         main = security = None
         for line in listed.splitlines():
             origin, release, component, uri = line.split("|")
@@ -122,8 +163,9 @@ def cache_folder() -> Path:
 def build(cache: Path) -> Path:
     """Return the folder of this recipe's image, building it first if it is not there.
 
-    The folder holds ``base.raw`` (ext4, never to be written again), ``vmlinuz-SERIES`` and ``initrd-SERIES``, ``id_ed25519`` (lets
-    root and users in by SSH) and ``manifest.json``: ``{"kernels": {series: release}, "missing": {series: why}, "packages": {name: version}}``.
+    The folder holds ``base.raw`` (ext4, never to be written again), ``vmlinuz-SERIES`` and ``initrd-SERIES``, ``id_ed25519``
+    (lets root and users in by SSH) and ``manifest.json``: ``kernels`` (release by series), ``missing`` (why, by series) and
+    ``packages`` (version by name).
 
     Raises:
         BuildError: A tool, the mirror or a package is not to be had.
@@ -187,7 +229,7 @@ def _bootstrap(mirror: Mirror, root: Path, debs: Path) -> None:
 
 
 def _fetch_kernels(mirror: Mirror, state: Path, into: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Unpack one kernel per series into ``into``; returns trees (named after the release) and reasons for those that are missing."""
+    """Unpack one kernel per series into ``into``; returns trees, named after the release, and why others are missing."""
     missing = {}
     try:
         apt = _private_apt(state, mirror.sources(backports=True))
@@ -255,10 +297,7 @@ def _furnish(root: Path, public_key: bytes) -> None:
     (root / "etc/hostname").write_text("lab\n")
     for unit in MASKED_UNITS:
         (root / "etc/systemd/system" / unit).symlink_to("/dev/null")
-    for unit in ("lab-net.service", "vmsh.service"):
-        _run("systemctl", f"--root={root}", "--quiet", "enable", unit) if shutil.which("systemctl") else _run(
-            "chroot", str(root), "systemctl", "--quiet", "enable", unit
-        )
+    _run("chroot", str(root), "systemctl", "--quiet", "enable", *UNITS)
     for user, uid in USERS.items():
         # "*" and not the default "!": sshd takes "!" for a locked account and refuses its keys too.
         _run("chroot", str(root), "useradd", "-m", "-u", str(uid), "-s", "/bin/bash", "-p", "*", user)
@@ -297,7 +336,7 @@ def _add_modules(root: Path, tree: Path) -> None:
 
 
 def _make_initrd(root: Path, release: str, folder: Path, out: Path) -> None:
-    """Write an initrd that loads the disk's driver and goes on to the root: busybox, the modules in load order, ``initrd-init``."""
+    """Write an initrd that loads the disk's driver and goes on to the root: busybox, modules in load order, ``initrd-init``."""
     for name in ("bin", "dev", "proc", "new", "modules"):
         (folder / name).mkdir(parents=True)
     shutil.copy(root / "bin/busybox", folder / "bin/busybox")
@@ -322,8 +361,8 @@ def _modules_in_order(root: Path, release: str, names: list[str]) -> list[Path]:
 def make_disk(folder: Path, out: Path, size_mib: int, *, label: str) -> None:
     """Write an ext4 file system with the content of ``folder`` to a new sparse file of exactly ``size_mib`` MiB.
 
-    It has a journal (small), so that a power cut does to a test what it does to a real machine; checksums of metadata are off, since
-    emulated CPUs pay for them.
+    It has a small journal, so that a power cut does to a test what it does to a real machine; checksums of metadata are off,
+    since emulated CPUs pay for them.
     """
     _run(
         "mke2fs", "-q", "-F", "-t", "ext4", "-L", label, "-O", "^metadata_csum", "-J", "size=8", "-m", "0",
@@ -339,13 +378,13 @@ class _Clock:
         self._began = time.monotonic()
 
     def say(self, what: str) -> None:
-        print(f"image: {time.monotonic() - self._began:5.1f} s  {what}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"image: {time.monotonic() - self._began:5.1f} s  {what}\n")
 
 
 def _require_tools() -> None:
     if os.geteuid() != 0:
         raise BuildError("building the VM image needs root: debootstrap makes a tree owned by root", "run it as root")
-    tools = "debootstrap mke2fs depmod modprobe cpio ssh-keygen dpkg-deb apt-get".split()
+    tools = ["debootstrap", "mke2fs", "depmod", "modprobe", "cpio", "ssh-keygen", "dpkg-deb", "apt-get"]
     absent = [tool for tool in tools if shutil.which(tool) is None]
     if absent:
         raise BuildError(f"not installed: {' '.join(absent)}", "run ./dev vm, which installs what it needs")
@@ -372,9 +411,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Build the lab's VM image, once per recipe, and print its folder.")
     parser.add_argument("--cache", type=Path, default=cache_folder(), help="default: $GARRISON_LAB_CACHE or .cache/lab")
     try:
-        print(build(parser.parse_args().cache.resolve()))
+        sys.stdout.write(f"{build(parser.parse_args().cache.resolve())}\n")
     except BuildError as err:
-        print(f"error: {err.args[0]}", *(f"hint: {remedy}" for remedy in err.args[1:]), sep="\n", file=sys.stderr)
+        sys.stderr.write("\n".join([f"error: {err.args[0]}", *(f"hint: {remedy}" for remedy in err.args[1:])]) + "\n")
         return 1
     return 0
 
