@@ -91,6 +91,7 @@ MASKED_UNITS = [
 ]
 UNITS = ["lab-net.service", "vmsh.service", "systemd-networkd.service"]
 EMPTIED = ("var/lib/apt/lists", "var/cache/apt", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info")
+UNUSED_S = 14 * 86400  # images of other recipes are kept this long after their last use
 DISK_MIB = 1400  # sparse; Vagrant boxes and templates grow on overlays of the same size
 
 
@@ -182,7 +183,16 @@ def build(cache: Path) -> Path:
                 (work / "image").rename(image)
             finally:
                 shutil.rmtree(work)
+            _prune(cache)
+        (image / "manifest.json").touch()
     return image
+
+
+def _prune(cache: Path) -> None:
+    """Remove images that no checkout has asked for of late: each takes half a gigabyte with its templates."""
+    for manifest in cache.glob("*/manifest.json"):
+        if time.time() - manifest.stat().st_mtime > UNUSED_S:
+            shutil.rmtree(manifest.parent)
 
 
 def _build_in(work: Path, debs: Path) -> None:
