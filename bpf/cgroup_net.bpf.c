@@ -152,52 +152,60 @@ static __always_inline struct row *find_row(void *rows, __u64 hash, __u32 kind)
 	return bpf_map_lookup_elem(rows, &key);
 }
 
-/* A walk down again over the components that a hash walk left behind. */
-struct descent {
-	struct hash_walk *walk;
+/* A second walk up, which looks for the deepest directory that has a row. */
+struct directory_walk {
+	struct walk at;
 	void *rows;
-	__u64 hash;	      /* of the directory that the next component lies in; in the end, of the program */
-	struct row_key found; /* the deepest directory that has a row so far */
-	__u32 flags;
+	__u64 hash; /* of what is left of the path */
+	__u32 kind;
 	__u32 pad;
+	struct row_key found; /* zero, which is ROW_OTHER, as long as there is none */
 };
 
-static long descend(__u64 index, void *context)
+static long directory_step(__u32 index, void *context)
 {
-	struct descent *down = context;
-	__u64 slot = WALK_STEPS - 1 - index, component, hash = down->hash;
-	__u32 kind = slot == down->walk->leaf ? ROW_DIRECT : ROW_BELOW;
+	struct directory_walk *walk = context;
+	__u64 component;
 
-	barrier_var(slot); /* the verifier must see the check on the register that is used */
-	if (slot >= WALK_STEPS)
+	if (!hash_step(&walk->at, &component))
 		return 1;
-	component = down->walk->step[slot];
 	if (!component)
 		return 0;
-	if ((down->flags & ROW_HAS_DIRECTORIES) && find_row(down->rows, hash, kind)) {
-		down->found.hash = hash;
-		down->found.kind = kind;
+	walk->hash = (walk->hash - component) * hash_inverse;
+	if (find_row(walk->rows, walk->hash, walk->kind)) {
+		walk->found.hash = walk->hash;
+		walk->found.kind = walk->kind;
+		return 1;
 	}
-	down->hash = hash_path(hash, component);
+	walk->kind = ROW_BELOW;
 	return 0;
 }
 
-/* The row of the running program, or NULL when no rule names it. From the root down: the deepest directory wins, the program
- * itself before all. User space has worked into each row what the others say. */
+/* The row of the running program: its own, else of its deepest directory, else that of programs which no rule names.
+ * User space has worked into each row what the others say. */
 static __always_inline struct row *program_row(void *rows, struct task_struct *task, __u32 flags)
 {
 	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
-	struct hash_walk walk;
-	struct descent down = {.walk = &walk, .rows = rows, .flags = flags};
+	struct directory_walk walk = {.rows = rows, .kind = ROW_DIRECT};
 	struct row *row;
 
-	if (!exe || !walk_hashes(&walk, &exe->f_path)) {
+	if (!exe || !hash_path(&exe->f_path, &walk.hash)) {
 		count(COUNT_UNRESOLVED);
 		return find_row(rows, 0, ROW_UNKNOWN);
 	}
-	bpf_loop(WALK_STEPS, descend, &down, 0);
-	row = find_row(rows, down.hash, ROW_PROGRAM);
-	return row ?: bpf_map_lookup_elem(rows, &down.found); /* zero: ROW_OTHER */
+	row = find_row(rows, walk.hash, ROW_PROGRAM);
+	if (row)
+		return row;
+	if (flags & ROW_HAS_DIRECTORIES) {
+		walk_start(&walk.at, &exe->f_path);
+		bpf_loop(WALK_STEPS, directory_step, &walk, 0);
+		/* Something is left over: a directory was renamed between the two walks. */
+		if (!walk.found.kind && (walk.hash || walk.at.state != WALK_ROOT)) {
+			count(COUNT_UNRESOLVED);
+			return find_row(rows, 0, ROW_UNKNOWN);
+		}
+	}
+	return bpf_map_lookup_elem(rows, &walk.found);
 }
 
 static __always_inline void report(struct task_struct *task, const struct agent *self, const struct attempt *attempt,
@@ -230,7 +238,8 @@ static __noinline int decide(const struct attempt *attempt)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct row *row, *other;
-	__u32 zero = 0, cell, column, number;
+	__u32 zero = 0, cell, number;
+	__u64 column;
 	struct agent *self = bpf_map_lookup_elem(&agent, &zero);
 	void *rows = bpf_map_lookup_elem(&generation, &zero);
 
@@ -247,7 +256,10 @@ static __noinline int decide(const struct attempt *attempt)
 	if (!row)
 		row = other;
 	column = attempt->type * PROTOCOL_GROUPS + group_of(attempt->protocol);
-	cell = row->cell[column & (CELLS - 1)];
+	barrier_var(column); /* the verifier must see the check on the register that is used */
+	if (column >= CELLS)
+		return DENY; /* no such type of socket */
+	cell = row->cell[column];
 	if (CELL_VERDICT(cell) == VERDICT_ALLOW)
 		return ALLOW;
 	count(CELL_VERDICT(cell) == VERDICT_BLOCK ? COUNT_BLOCKED : COUNT_AUDITED);

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Paths as keyed hashes, to look rules up with: of each directory from the root down, and of the program in it.
+ * Paths as keyed hashes, to look rules up with. With the hashes of its components, the last one c0, a path is
+ *     c0 + c1 * factor + c2 * factor^2 + ...   modulo 2^64
+ * so that one walk up gives the hash of the path, and taking off c0 and dividing by the factor gives that of its directory: no
+ * step has to be remembered, and depth costs no stack. The root is 0.
  * garrison.minion.enforcers.cgroup_net.pathhash computes the same; a test compares them.
  */
 #ifndef GARRISON_PATH_HASH_H
@@ -8,7 +11,7 @@
 
 #include "path_walk.h"
 
-#define WALK_STEPS 24 /* components and mounts; a program has 512 bytes of stack, and one hash of each lies there */
+#define WALK_STEPS 512 /* components and mounts: deeper programs count as unresolved */
 #define CHUNK_WORDS 4 /* a name is read 32 bytes at a time */
 #define CHUNK_BYTES (CHUNK_WORDS * 8)
 
@@ -17,6 +20,8 @@
  * bytes, so that nobody can make a path whose hash is another's.
  */
 const volatile __u64 hash_key[2] = {};
+const volatile __u64 hash_factor = 1;  /* odd */
+const volatile __u64 hash_inverse = 1; /* hash_factor * hash_inverse = 1 modulo 2^64 */
 
 struct sip {
 	__u64 a, b, c, d;
@@ -63,21 +68,9 @@ static __always_inline __u64 sip_end(struct sip *s)
 }
 
 /*
- * The two functions below are global on purpose: the verifier then looks at each once, not again for each step of a walk.
+ * Hash of the name of ``len`` bytes at the kernel address ``name``; 0 when it cannot be read.
+ * Global on purpose: the verifier then looks at it once, not again for each step of a walk.
  */
-
-/* Hash of a path: of the hash of its directory (0 for the root) and of its last component. */
-__noinline __u64 hash_path(__u64 directory, __u64 component)
-{
-	struct sip s;
-
-	sip_start(&s);
-	sip_word(&s, directory);
-	sip_word(&s, component);
-	return sip_end(&s);
-}
-
-/* Hash of the name of ``len`` bytes at the kernel address ``name``; 0 when it cannot be read. */
 __noinline __u64 hash_name(__u64 name, __u64 len)
 {
 	__u64 chunk[CHUNK_WORDS], off, n;
@@ -105,45 +98,52 @@ __noinline __u64 hash_name(__u64 name, __u64 len)
 	return sip_end(&s) ?: 1;
 }
 
-/*
- * A walk that keeps one hash of each step, the last component first; 0 where a step only crossed a mount. The slot is the step's
- * number, which the verifier does not know: so it looks at one step and not at all their combinations.
- */
+/* A walk that adds up the hash of a path. */
 struct hash_walk {
 	struct walk at;
-	__u64 leaf; /* slot of the last component */
-	__u64 step[WALK_STEPS];
+	__u64 sum;
+	__u64 power; /* hash_factor to the number of components so far */
 };
 
-static long hash_step(__u64 index, void *context)
+/* One step up, and the hash of the component it left behind; 0 when it only crossed a mount. Returns whether to go on. */
+static __always_inline int hash_step(struct walk *at, __u64 *component)
 {
-	struct hash_walk *walk = context;
-	__u64 hash;
-
-	if (index >= WALK_STEPS || !walk_step(&walk->at))
-		return 1;
-	if (!walk->at.name)
+	*component = 0;
+	if (!walk_step(at))
 		return 0;
-	hash = hash_name((__u64)walk->at.name, walk->at.len);
-	if (!hash) {
-		walk->at.state = WALK_UNRESOLVED;
+	if (!at->name)
 		return 1;
-	}
-	if (walk->leaf >= WALK_STEPS)
-		walk->leaf = index;
-	walk->step[index] = hash;
+	*component = hash_name((__u64)at->name, at->len);
+	if (*component)
+		return 1;
+	at->state = WALK_UNRESOLVED;
 	return 0;
 }
 
-/* Hash the components of ``path``. Returns whether it was resolved. */
-static __always_inline int walk_hashes(struct hash_walk *walk, struct path *path)
+static long add_step(__u32 index, void *context)
 {
-	__builtin_memset(walk, 0, sizeof(*walk));
-	walk->leaf = WALK_STEPS;
-	walk_start(&walk->at, path);
-	if (walk->at.state == WALK_GOING)
-		bpf_loop(WALK_STEPS, hash_step, walk, 0);
-	return walk->at.state == WALK_ROOT;
+	struct hash_walk *walk = context;
+	__u64 component;
+
+	if (!hash_step(&walk->at, &component))
+		return 1;
+	if (component) {
+		walk->sum += component * walk->power;
+		walk->power *= hash_factor;
+	}
+	return 0;
+}
+
+/* Hash ``path`` into ``sum``. Returns whether it was resolved. */
+static __always_inline int hash_path(struct path *path, __u64 *sum)
+{
+	struct hash_walk walk = {.power = 1};
+
+	walk_start(&walk.at, path);
+	if (walk.at.state == WALK_GOING)
+		bpf_loop(WALK_STEPS, add_step, &walk, 0);
+	*sum = walk.sum;
+	return walk.at.state == WALK_ROOT;
 }
 
 #endif

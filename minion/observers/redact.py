@@ -23,7 +23,7 @@ class Pattern(NamedTuple):
     expression: re.Pattern[str]
 
 
-_ASKING: Final = r"pass(?:word|wd|phrase)?|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credentials?|auth"
+_ASKING: Final = r"pass(?:word|wd|phrase)?|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credentials?|auth(?!or)"
 PATTERNS: Final = (
     Pattern("--password=…, db_password=…", re.compile(rf"(?i)(?:^|[-_.\w])(?:{_ASKING})\w*\s*[=:]\s*(?P<secret>[^\s&;,]+)")),
     Pattern("Authorization: Bearer …", re.compile(r"(?i)\b(?:bearer|basic|token)\s+(?P<secret>[A-Za-z0-9._~+/=-]{8,})")),

@@ -62,8 +62,7 @@ class CgroupNetEnforcer(Enforcer):
 
     def __init__(self, emit: Emit, *, cgroup: Path | None = None, ring_bytes: int = 1 << 20) -> None:
         self._emit, self._wanted_cgroup, self._ring_bytes = emit, cgroup, ring_bytes
-        self._key = secrets.token_bytes(HASH_KEY_BYTES)
-        self._hasher = PathHasher(self._key)
+        self._hasher = PathHasher(secrets.token_bytes(HASH_KEY_BYTES))
         self._lock = threading.Lock()  # apply and close against status
         self._probe: Probe | None = None
         self._object: Object | None = None
@@ -135,7 +134,7 @@ class CgroupNetEnforcer(Enforcer):
     def _load(self) -> Object:
         made = Object(object_path("cgroup_net"))
         try:
-            made.set_rodata({"hash_key": self._key})
+            made.set_rodata(self._hasher.rodata)
             made.set_max_entries("events", self._ring_bytes)
             made.load()
             made.programs["note_agent"].run()

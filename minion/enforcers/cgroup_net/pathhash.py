@@ -1,6 +1,7 @@
 """Keyed hashes of paths, the same as ``bpf/include/path_hash.h`` computes in the kernel. A test compares the two.
 
-A path's hash is made from the root down: of the hash of its directory and the hash of its last component.
+A path's hash is the sum of its components' hashes, each times a secret factor for each one after it, modulo 2^64. The kernel
+gets from the hash of a path to that of its directory by taking off the last component's and dividing by the factor.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Final
 
 __all__ = ["KEY_BYTES", "PathHasher"]
 
-KEY_BYTES: Final = 16
+KEY_BYTES: Final = 24
 _MASK: Final = (1 << 64) - 1
 _CHUNK_BYTES: Final = 32
 _START: Final = (0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573)  # SipHash's own
@@ -18,24 +19,30 @@ _FINAL_ROUNDS: Final = 3
 
 
 class PathHasher:
-    """SipHash-1-3 under one key, with the padding of the kernel half.
+    """SipHash-1-3 of components, with the padding of the kernel half, and their sum.
 
     Args:
-        key: ``KEY_BYTES`` random bytes, given to the program as ``hash_key``.
+        key: ``KEY_BYTES`` random bytes.
     """
 
     def __init__(self, key: bytes) -> None:
         low: int
         high: int
-        low, high = struct.unpack("=QQ", key)
+        low, high, factor = struct.unpack("=QQQ", key)
         self._start = (low ^ _START[0], high ^ _START[1], low ^ _START[2], high ^ _START[3])
+        self._factor: int = factor | 1
+        self.rodata: dict[str, bytes] = {
+            "hash_key": key[:16],
+            "hash_factor": struct.pack("=Q", self._factor),
+            "hash_inverse": struct.pack("=Q", pow(self._factor, -1, _MASK + 1)),
+        }
 
     def path(self, path: str) -> int:
-        """Return the hash of an absolute path; of ``/`` (and of a directory's trailing slash) nothing is added: 0."""
+        """Return the hash of an absolute path, with or without a trailing slash; of ``/`` it is 0."""
         found = 0
         for component in path.encode().split(b"/"):
             if component:
-                found = self._hash((found, self._name(component)))
+                found = found * self._factor + self._name(component) & _MASK
         return found
 
     def _name(self, name: bytes) -> int:

@@ -37,7 +37,7 @@ from garrison.minion.enforcers.cgroup_net.pathhash import PathHasher
 __all__ = ["BACKEND", "SOURCE_DEPTH_MAX", "Plan", "make_plan", "report_rules"]
 
 BACKEND: Final = "cgroup_net"
-SOURCE_DEPTH_MAX: Final = 22  # WALK_STEPS of path_hash.h, less two mounts on the way
+SOURCE_DEPTH_MAX: Final = 480  # WALK_STEPS of path_hash.h, less mounts on the way
 _NOBODY: Final = "\0"  # a file name that no file can have: stands for "some other program"
 
 _ONLY_IP: Final = "IPv4 and IPv6 sockets only; packet and other families are not seen"
