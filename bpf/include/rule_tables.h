@@ -205,11 +205,13 @@ static __always_inline int climb_path(struct climb *climb, struct path *path)
 {
 	climb->hash.power = 1;
 	walk_start(&climb->hash.at, path);
+	FORGET(*climb);
 	if (climb->hash.at.state == WALK_GOING)
 		bpf_loop(STEPS_MAX, sum_step, climb, 0);
 	if (climb->hash.at.state != WALK_ROOT)
 		return 0;
 	walk_start(&climb->hash.at, path);
+	FORGET(climb->hash.at);
 	/* One step more than components: the last looks the root up. A directory renamed meanwhile leads nowhere: unresolved. */
 	bpf_loop(STEPS_MAX + 1, climb_step, climb, 0);
 	return climb->found;
@@ -295,6 +297,7 @@ __noinline int glob_accept(__u64 dentry, __u64 mnt, __u32 copy)
 	void *states;
 
 	walk_start(&walk.at, &path);
+	FORGET(walk);
 	if (walk.at.state == WALK_GOING)
 		bpf_loop(STEPS_MAX, glob_step, &walk, 0);
 	if (walk.state == DFA_DEAD)

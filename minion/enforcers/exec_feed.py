@@ -80,12 +80,17 @@ Callback = Callable[[FeedEvent], None]
 
 
 class ExecFeed:
-    """Commands of this node, as they start and end."""
+    """Commands of this node, as they start and end.
+
+    Args:
+        ring_bytes: Size of the ring; a power of two and whole pages.
+    """
 
     _shared: ClassVar[ExecFeed | None] = None
     _shared_lock: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self) -> None:
+    def __init__(self, ring_bytes: int = 4 << 20) -> None:
+        self._ring_bytes = ring_bytes
         self._lock = threading.Lock()  # over subscribe and unsubscribe, never held while a callback runs
         self._callbacks: tuple[Callback, ...] = ()
         self._object: Object | None = None
@@ -119,10 +124,9 @@ class ExecFeed:
 
         def unsubscribe() -> None:
             with self._lock:
-                if callback in self._callbacks:
-                    self._callbacks = tuple(c for c in self._callbacks if c is not callback)
-                    if not self._callbacks:
-                        self._stop()
+                if self._callbacks == (callback,):
+                    self._stop()  # the last one still gets what is in the ring
+                self._callbacks = tuple(c for c in self._callbacks if c is not callback)
 
         return unsubscribe
 
@@ -141,6 +145,7 @@ class ExecFeed:
     def _start(self) -> None:
         made = Object(object_path("exec_feed"))
         try:
+            made.set_max_entries("records", self._ring_bytes)
             made.load()
             made.programs["note_agent"].run()
             self._names = CgroupNames(cgroup2_root())
