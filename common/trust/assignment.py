@@ -1,8 +1,8 @@
 """The assignment: this node, with this key, holds this bundle, as this generation. Signed by the master.
 
 Rules of this file:
-- An assignment is TUF targets metadata of the second repository: its one target is the bundle's metadata by length and digest, its
-  version is the generation, and the member ``garrison`` names tenant, node and key.
+- An assignment is TUF targets metadata of the second repository: its one target is the bundle's metadata by length and digest,
+  its version is the generation, and the member ``garrison`` names tenant, node and key.
 - It says nothing about content: files, modes and labels are the author's. All a master can choose is which bundle, and when.
 """
 

@@ -1,10 +1,10 @@
 """The bundle: which policy files there are, and which node gets which of them, in which mode, with which labels.
 
 Rules of this file:
-- A bundle is TUF targets metadata, signed by authors. Its ``targets`` are the files by path; the member ``garrison`` of the signed
-  part says for every node what its share is. All that decides what is enforced stands under the author's signature.
-- Reading is strict about types, limits, paths and shares that name absent files; fields it does not know are ignored, since a newer
-  author may write them (what must not be ignored raises ``v``).
+- A bundle is TUF targets metadata, signed by authors. Its ``targets`` are the files by path; the member ``garrison`` of the
+  signed part says for every node what its share is. All that decides what is enforced stands under the author's signature.
+- Reading is strict about types, limits, paths and shares that name absent files; fields it does not know are ignored, since a
+  newer author may write them (what must not be ignored raises ``v``).
 - Files are known by digest; paths are names for people and never become file names on a node.
 Owns: the format of the content. Does not own: whose signature counts (``metadata``), versions against what is held (``verify``).
 """
@@ -140,9 +140,9 @@ def build_bundle(
     Raises:
         BundleError: Over a limit, or a share names a file that is not there: what no node would accept is not signed.
     """
-    body = _Body(
-        v=_FORMAT, kind="bundle", tenant=tenant, issued=int((issued or datetime.now(UTC)).timestamp()), nodes=dict(nodes)
-    )
+    signed_at = int((issued or datetime.now(UTC)).timestamp())
+    shares = {str(node): share for node, share in nodes.items()}
+    body = _Body(v=_FORMAT, kind="bundle", tenant=tenant, issued=signed_at, nodes=shares)
     targets = Targets(
         version=version,
         expires=expires.astimezone(UTC),
