@@ -42,6 +42,7 @@ YAML_DEPTH_MAX: Final = 32  # nesting of a policy document
 YAML_NODES_MAX: Final = 200_000  # after alias expansion: stops "billion laughs"
 RULES_MAX: Final = 65_536  # rules on one node
 GLOB_ALTERNATIVES_MAX: Final = 256  # {a,b} expansions of one pattern
+GLOB_STARS_MAX: Final = 32  # stars in one pattern: bounds the time of one match
 ALLOWED_ARGS_MAX: Final = 20  # KubeArmor's own limit
 
 # ---- Bundles --------------------------------------------------------------------------------------------------------

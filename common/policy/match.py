@@ -5,7 +5,8 @@ Rules of this file (reasons in ``docs/adr/0003-policy-language.md``):
 - An allow rule *grants* when target, source and scope match and its condition is kept.
 - Block beats audit beats allow, whatever file it came from. One exception: an allow rule with ``sources`` exempts its source
   from source-less block and audit rules of the same policy.
-- Nothing fired, nothing granted, and an allow rule of that entity applies to the subject: the default posture decides.
+- Nothing fired, nothing granted, and an allow rule of that entity applies to the subject: the default posture decides. Only
+  processes, files, networks, domains and capabilities have allow-lists.
 - What is unknown (a path that could not be resolved, arguments that could not be read) counts against the operation.
 Owns: meaning. Does not own: how paths are resolved, which socket answers to which name (``protocols``), what a kernel can see.
 """
@@ -13,6 +14,7 @@ Owns: meaning. Does not own: how paths are resolved, which socket answers to whi
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
@@ -31,6 +33,7 @@ from garrison.common.policy.rules import (
     RuleSet,
     Scope,
     Source,
+    SyscallPath,
     Verdict,
 )
 
@@ -49,7 +52,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         source: Resolved path of the acting program; for an exec the program that calls it, before it is replaced.
         is_owner: The acting user owns the target.
         tty: The process has a controlling terminal.
-        args: Arguments after the program's name; ``None`` when unknown.
+        args: Arguments after the program's name; ``None`` when unknown. Unknown or none counts as an argument not listed.
         labels: ``key=value`` of the workload it runs in; ``None`` for a process of the host itself.
         namespace: Namespace of that workload.
     """
@@ -81,7 +84,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     by_posture: bool = False
 
 
-_PASS = Decision(verdict=Verdict.ALLOW)
+_PASS: Final = Decision(verdict=Verdict.ALLOW)
+_LISTED: Final = frozenset({Entity.PROCESS, Entity.FILE, Entity.NETWORK, Entity.DNS, Entity.CAPABILITY})
 
 
 def decide(rules: RuleSet, operation: Operation) -> Decision:
@@ -97,7 +101,7 @@ def decide(rules: RuleSet, operation: Operation) -> Decision:
     if audit := _first(fired):
         return Decision(verdict=Verdict.AUDIT, rule=audit)
     allows = [r for r in subject if r.verdict is Verdict.ALLOW]
-    if not allows:
+    if not allows or operation.entity not in _LISTED:
         return _PASS
     if granted := _first(r for r in allows if r in named and _kept(r, operation)):
         return Decision(verdict=Verdict.ALLOW, rule=granted)
@@ -170,8 +174,26 @@ def _target_matches(rule: Rule, operation: Operation) -> bool:
             return path_matches(target, operation.path)
         case Protocol(name):
             return name in operation.protocols
-        case Other(value):
-            return operation.name in value.split(",")
+        case Other(value) if rule.entity is Entity.DNS:
+            return _domain_matches(value, operation.name)
+        case Other(value, spec):
+            return operation.name in value.split(",") and (not spec or _spec_matches(rule.entity, spec, operation))
+
+
+def _domain_matches(domain: str, name: str) -> bool:
+    """Whether ``name`` is ``domain`` or below it; ``*.domain`` means below it only."""
+    wanted, asked = domain.removeprefix("*."), name.rstrip(".").lower()
+    return asked.endswith(f".{wanted}") or (asked == wanted and not domain.startswith("*."))
+
+
+def _spec_matches(entity: Entity, spec: str, operation: Operation) -> bool:
+    """Whether a system call's path is the one named; a path that is not known counts as named."""
+    if entity is not Entity.SYSCALL:
+        return True
+    wanted = msgspec.json.decode(spec, type=SyscallPath)
+    if not operation.path or operation.path == wanted.path:
+        return True
+    return wanted.path.endswith("/") and _in_directory(wanted.path, operation.path, recursive=wanted.recursive)
 
 
 def _breached(rule: Rule, operation: Operation) -> bool:
@@ -180,8 +202,8 @@ def _breached(rule: Rule, operation: Operation) -> bool:
 
 
 def _args_listed(rule: Rule, operation: Operation) -> bool:
-    listed = rule.allowed_args or ()
-    return operation.args is not None and all(argument in listed for argument in operation.args)
+    # No argument at all is not listed either: a bare interpreter is what such a rule means to keep out.
+    return bool(operation.args) and all(argument in (rule.allowed_args or ()) for argument in operation.args or ())
 
 
 def _fires(rule: Rule, operation: Operation) -> bool:

@@ -3,7 +3,8 @@
 Rules of this file:
 - Pure values. Building them from documents is ``normalise``; matching them against operations is ``match``.
 - A rule's id is ``<policy name>/<12 hex digits of its content>``: equal content keeps its id across edits elsewhere,
-  and the kernel event carries it.
+  and the kernel event carries it. Content is what it matches and what it says, not how it is graded (severity, tags, message)
+  nor in which mode it is held.
 - Order means nothing. ``match`` states the precedence; ``docs/adr/0003-policy-language.md`` says why.
 """
 
@@ -30,6 +31,7 @@ __all__ = [
     "RuleStatus",
     "Scope",
     "Source",
+    "SyscallPath",
     "Verdict",
     "WorkloadScope",
 ]
@@ -111,6 +113,13 @@ class Other(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", t
 
     value: str
     spec: str = ""
+
+
+class SyscallPath(msgspec.Struct, frozen=True, omit_defaults=True):
+    """``Other.spec`` of a system call rule with a path; a path that ends in ``/`` is a directory."""
+
+    path: str
+    recursive: bool = False
 
 
 Target = PathTarget | Protocol | Other
