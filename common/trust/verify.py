@@ -86,16 +86,16 @@ class NodeTrust:
             SignatureError: Not signed by the master's key.
             BundleError: For another node, key or tenant; lower than what was held; expired.
         """
-        self._refuse_expired(self.assignments.newest.expires, now, "the assignment root")
-        assignment = self._assignment(data)
-        floor = self.floor
+        assignment, floor = self._assignment(data), self.floor
         if assignment.generation < floor.generation:
             raise BundleError(f"generation {assignment.generation} is older than {floor.generation}, which this node has held")
         if assignment.generation == floor.generation and assignment.content != floor.content:
             raise BundleError(f"generation {assignment.generation} was held with other content")
         _check_step("generation", floor.generation, assignment.generation)
         self._check_version(assignment.bundle_version, assignment.bundle)
-        self._refuse_expired(assignment.expires, now, "the assignment")
+        if assignment.content != floor.content:  # what was committed before may be fetched again: it is not new
+            self._refuse_expired(self.assignments.newest.expires, now, "the assignment root")
+            self._refuse_expired(assignment.expires, now, "the assignment")
         return assignment
 
     def new_bundle(self, assignment: SignedAssignment, metadata: bytes, now: datetime) -> BundleContent:
@@ -110,10 +110,10 @@ class NodeTrust:
             SignatureError: Not the bytes that the assignment names, or not signed by enough authors.
             BundleError: Malformed, for another tenant, older than held, expired, or without a share for this node.
         """
-        self._refuse_expired(self.bundles.newest.expires, now, "the bundle root")
         content = self._bundle(assignment, metadata)
-        self._check_version(content.version, assignment.bundle)
-        self._refuse_expired(content.expires, now, "the bundle")
+        if assignment.content != self.floor.content:
+            self._refuse_expired(self.bundles.newest.expires, now, "the bundle root")
+            self._refuse_expired(content.expires, now, "the bundle")
         return content
 
     def committed(self, assignment: SignedAssignment, content: BundleContent) -> NodeTrust:
@@ -130,15 +130,23 @@ class NodeTrust:
         )
 
     # ---- something held ----------------------------------------------------------------------------------------------
-    def held(self, data: bytes, metadata: bytes) -> tuple[SignedAssignment, BundleContent]:
-        """Verify again what was committed before: signatures, addressee and share, but neither age nor expiry.
+    def read_held(self, data: bytes) -> SignedAssignment:
+        """Verify again an assignment that was committed before: signature and addressee, but neither age nor expiry.
 
         Raises:
             SignatureError: It changed on disk.
             BundleError: It is another node's.
         """
-        assignment = self._assignment(data)
-        return assignment, self._bundle(assignment, metadata)
+        return self._assignment(data)
+
+    def read_bundle(self, assignment: SignedAssignment, metadata: bytes) -> BundleContent:
+        """Verify again a bundle that was committed before: all but age and expiry.
+
+        Raises:
+            SignatureError: It is not signed by enough authors.
+            BundleError: It changed on disk.
+        """
+        return self._bundle(assignment, metadata)
 
     def is_stale(self, assignment: SignedAssignment, content: BundleContent, now: datetime) -> bool:
         """Tell whether what is held has expired."""
