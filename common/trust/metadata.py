@@ -89,7 +89,7 @@ def _parse_root(data: bytes) -> tuple[Root, Metadata[Root]]:
         raise SignatureError(f"a trust root of {len(data)} bytes is over the limit of {limits.ROOT_MAX_BYTES}")
     metadata = _parse(data, "trust root")
     if not isinstance(metadata.signed, Root):
-        raise SignatureError(f"this is {metadata.signed.type} metadata where a trust root is expected")
+        raise SignatureError(f"this is {metadata.signed.type} metadata, not a trust root")
     return metadata.signed, metadata
 
 
@@ -119,7 +119,7 @@ def verify_targets(root: Root, data: bytes, what: str) -> Targets:
         raise SignatureError(f"the {what} has {len(data)} bytes of metadata, the limit is {limits.METADATA_MAX_BYTES}")
     metadata = _parse(data, what)
     if not isinstance(metadata.signed, Targets):
-        raise SignatureError(f"this is {metadata.signed.type} metadata where a {what} is expected")
+        raise SignatureError(f"this is {metadata.signed.type} metadata, not the {what}")
     result = root.get_verification_result(Targets.type, metadata.signed_bytes, metadata.signatures)
     if not result:
         raise SignatureError(f"the {what} is signed by {len(result.signed)} of the {result.threshold} keys that count")

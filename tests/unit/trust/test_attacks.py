@@ -305,7 +305,7 @@ def test_what_is_no_metadata_is_refused(world, held, data):
 def test_root_in_the_place_of_an_assignment_is_refused(world, held):
     trust, _, _ = held
 
-    with refused(trust, SignatureError, "root metadata where a assignment"):
+    with refused(trust, SignatureError, "root metadata, not the assignment"):
         trust.new_assignment(world.assignment_roots[0], NOW)
 
 

@@ -101,7 +101,7 @@ class World:
             issued=NOW - timedelta(days=1),
         )
 
-    def assign(self, bundle: Bundle, generation: int = 1, **changes) -> bytes:
+    def assign(self, bundle: Bundle, generation: int = 1, /, **changes) -> bytes:
         values = {
             "tenant": self.tenant,
             "node": EDGE,
