@@ -13,6 +13,7 @@ __all__ = ["DEFAULT_DIR", "DEFAULT_KEYS", "command"]
 
 DEFAULT_DIR: Final = Path("/var/lib/garrison/master")
 DEFAULT_KEYS: Final = Path("~/.config/garrison/keys")
+_PATH: Final = click.Path(path_type=Path)
 
 
 @click.command(
@@ -26,12 +27,10 @@ Examples:
 Makes one key for each role. Keep the keys directory off the master: whoever holds it writes policy for all nodes.
 Refuses (exit 2) where keys exist already: nodes trust those.""",
 )
-@click.option(
-    "--dir", "directory", type=click.Path(path_type=Path), default=DEFAULT_DIR, show_default=True, help="Master's directory"
-)
+@click.option("--dir", "directory", type=_PATH, default=DEFAULT_DIR, show_default=True, help="Master's directory")
 @click.option(
     "--keys",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     default=DEFAULT_KEYS,
     show_default=True,
     envvar="GARRISON_KEYS",

@@ -139,7 +139,6 @@ class Desk:
     Args:
         store: Keeps all of it.
         trust: What this master trusts and signs with.
-        notify: Told which nodes have a new assignment, once it is durable; called from the thread that called ``accept``.
         clock: Wall clock, UTC.
     """
 
@@ -148,10 +147,9 @@ class Desk:
         store: DeskStore,
         trust: MasterTrust,
         *,
-        notify: Callable[[Sequence[NodeName]], None] = lambda nodes: None,  # noqa: ARG005 - the name is the contract
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._store, self._trust, self._notify, self._clock = store, trust, notify, clock
+        self._store, self._trust, self._clock = store, trust, clock
         self._accepting = threading.Lock()
         self._cache_lock, self._cache = threading.Lock(), OrderedDict[Digest, BundleContent]()
 
@@ -187,7 +185,6 @@ class Desk:
             outcomes, new = self._assign(content, metadata, limit, again, now)
             if new:
                 self._store.put_assignments(new)
-        self._notify([assignment.node for assignment in new])
         return Accepted(version=content.version, digest=digest, nodes=outcomes)
 
     def _refuse_older(self, content: BundleContent, digest: Digest) -> None:
@@ -353,7 +350,7 @@ class Desk:
         share = content.nodes.get(node)
         return share is not None and any(content.files[path].digest == digest for path in share.files)
 
-    def text_of(self, digest: Digest) -> bytes | None:
+    def blob(self, digest: Digest) -> bytes | None:
         """Return content by digest for an operator; ``None`` if it is not held.
 
         Raises:

@@ -20,7 +20,7 @@ from garrison.common.errors import BundleError, ConfigError
 from garrison.common.names import Digest, NodeName, parse_digest
 from garrison.master.desk import Desk
 
-__all__ = ["BundleRequest", "bundle_routes"]
+__all__ = ["BlobText", "BundleRequest", "bundle_routes"]
 
 _JSON = "application/json"
 
@@ -41,11 +41,18 @@ class BundleRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     again: list[NodeName] = []
 
 
+class BlobText(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle's metadata or a policy file as text, for diffs; bytes that are no UTF-8 are replaced."""
+
+    digest: Digest
+    text: str
+
+
 def bundle_routes(desk: Desk) -> list[Route]:
     """Return the routes.
 
     ``GET /v1/bundle`` answers ``garrison.master.desk.Current``, ``POST /v1/bundles`` takes ``BundleRequest`` in msgpack and
-    answers ``garrison.master.desk.Accepted``, both in JSON; ``GET /v1/blobs/DIGEST`` answers bytes.
+    answers ``garrison.master.desk.Accepted``, both in JSON; ``GET /v1/blobs/DIGEST`` answers ``BlobText``.
     """
 
     async def current(_: Request) -> Response:
@@ -68,10 +75,10 @@ def bundle_routes(desk: Desk) -> list[Route]:
 
     async def blob(request: Request) -> Response:
         digest = parse_digest(request.path_params["digest"])
-        data = await asyncio.to_thread(desk.text_of, digest)
+        data = await asyncio.to_thread(desk.blob, digest)
         if data is None:
             raise BundleError(f"{digest[:12]} is not held by this master")
-        return Response(data, media_type="application/octet-stream")
+        return _json(BlobText(digest=digest, text=data.decode(errors="replace")))
 
     return [
         Route("/v1/bundle", current, methods=["GET"]),
