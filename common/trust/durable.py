@@ -78,10 +78,11 @@ def read_private(path: Path, max_bytes: int, what: str) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as err:
         raise ConfigError(f"{what} cannot be read: {path}: {err.strerror}") from err
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(fd)
+        raise ConfigError(f"{what} is no regular file: {path}")
     with os.fdopen(fd, "rb") as file:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise ConfigError(f"{what} is no regular file: {path}")
         if found.st_mode & 0o077:
             raise ConfigError(
                 f"{what} is open to others (mode {stat.S_IMODE(found.st_mode):04o}): {path}",
