@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from garrison.common.names import Digest, NodeName, digest_of
-from garrison.common.policy.rules import Mode
 from garrison.common.top import States
 from garrison.common.trust.bundle import NodeShare
 from garrison.master.desk import AssignedFile, Current, CurrentNode
@@ -225,9 +224,3 @@ def exit_code(found: Progress, *, waited: bool, absent_named: Sequence[NodeName]
     if absent_named:
         return EXIT_NOT_QUEUED
     return EXIT_QUEUED if found.offline else EXIT_DONE
-
-
-def mode_counts(share: NodeShare) -> str:
-    """Return how many files a share has in each mode, for people."""
-    enforced = sum(mode is Mode.ENFORCE for mode in share.files.values())
-    return f"{enforced} enforce, {len(share.files) - enforced} audit"

@@ -182,8 +182,7 @@ def _send(api: Api, author: AuthorKeys, states: States, plan: Plan, *, held: int
     import msgspec
 
     from garrison.common.trust.bundle import build_bundle
-    from garrison.master.api.bundles import BundleRequest
-    from garrison.master.desk import Accepted
+    from garrison.master.desk import Accepted, BundleRequest
 
     bundle = build_bundle(
         states.files,

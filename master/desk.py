@@ -33,7 +33,18 @@ from garrison.common.trust.metadata import verify_targets
 from garrison.common.trust.verify import verify_blob, verify_bundle
 from garrison.master.records import NodeBrief, StoredAssignment, StoredBundle
 
-__all__ = ["RENEW_BEFORE", "Accepted", "AssignedFile", "Current", "CurrentNode", "Desk", "DeskStore", "MasterTrust", "Outcome"]
+__all__ = [
+    "RENEW_BEFORE",
+    "Accepted",
+    "AssignedFile",
+    "BundleRequest",
+    "Current",
+    "CurrentNode",
+    "Desk",
+    "DeskStore",
+    "MasterTrust",
+    "Outcome",
+]
 
 RENEW_BEFORE: Final = timedelta(days=30)  # an assignment that ends sooner is replaced by an apply that changes nothing else
 _CACHED_BUNDLES: Final = (
@@ -125,6 +136,22 @@ class Outcome(msgspec.Struct, frozen=True):
     generation: int
 
 
+class BundleRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of ``POST /v1/bundles``, in msgpack.
+
+    Attributes:
+        metadata: Signed metadata.
+        files: Content by digest.
+        limit: Only these nodes get an assignment; ``None`` for all that the bundle names.
+        again: These get a new generation even if nothing changed for them.
+    """
+
+    metadata: bytes
+    files: dict[Digest, bytes]
+    limit: list[NodeName] | None = None
+    again: list[NodeName] = []
+
+
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     """A bundle that was taken in, and what that did for each concerned node."""
 
@@ -182,7 +209,9 @@ class Desk:
             self._refuse_older(content, digest)
             self._refuse_incomplete(content, files)
             self._store.put_bundle(digest, content.version, metadata, files, time.time_ns())
-            outcomes, new = self._assign(content, metadata, limit, again, now)
+            outcomes, new = self._assign(
+                content, StoredBundle(digest=digest, version=content.version, metadata=metadata), limit, again, now
+            )
             if new:
                 self._store.put_assignments(new)
         return Accepted(version=content.version, digest=digest, nodes=outcomes)
@@ -213,7 +242,7 @@ class Desk:
     def _assign(
         self,
         content: BundleContent,
-        metadata: bytes,
+        bundle: StoredBundle,
         limit: Collection[NodeName] | None,
         again: Collection[NodeName],
         now: datetime,
@@ -231,7 +260,7 @@ class Desk:
             elif held is not None and node not in again and self._is_current(held, brief, content, share, now):
                 outcomes[node] = Outcome("already", held.generation)
             else:
-                signed = self._sign(brief, held, content, metadata)
+                signed = self._sign(brief, held, content, bundle)
                 outcomes[node] = Outcome("assigned", signed.generation)
                 new.append(signed)
         return outcomes, new
@@ -249,21 +278,24 @@ class Desk:
             return False
         return not (expires - now < RENEW_BEFORE and content.expires > expires)
 
-    def _sign(self, brief: NodeBrief, held: StoredAssignment | None, content: BundleContent, metadata: bytes) -> StoredAssignment:
+    def _sign(
+        self, brief: NodeBrief, held: StoredAssignment | None, content: BundleContent, bundle: StoredBundle
+    ) -> StoredAssignment:
         generation = max(held.generation if held else 0, brief.reported_generation) + 1
         signed = build_assignment(
             tenant=self._trust.tenant,
             node=brief.name,
             fingerprint=brief.fingerprint,
             generation=generation,
-            bundle=metadata,
+            bundle=bundle.digest,
+            bundle_bytes=len(bundle.metadata),
             bundle_version=content.version,
             # As long as what it assigns: the master's key adds no date of its own, so an idle fleet needs no renewals.
             expires=content.expires,
             signer=self._trust.signer,
         )
         return StoredAssignment(
-            node=brief.name, generation=generation, bundle=digest_of(metadata), metadata=signed, at_ns=time.time_ns()
+            node=brief.name, generation=generation, bundle=bundle.digest, metadata=signed, at_ns=time.time_ns()
         )
 
     # ---- out -----------------------------------------------------------------------------------------------------------

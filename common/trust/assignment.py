@@ -73,7 +73,8 @@ def build_assignment(
     node: NodeName,
     fingerprint: KeyFingerprint,
     generation: int,
-    bundle: bytes,
+    bundle: Digest,
+    bundle_bytes: int,
     bundle_version: int,
     expires: datetime,
     signer: Signer,
@@ -86,7 +87,8 @@ def build_assignment(
         node: For which node.
         fingerprint: Of the CURVE key that was accepted for it.
         generation: Higher than any before for this node.
-        bundle: The bundle's metadata.
+        bundle: Digest of the bundle's metadata.
+        bundle_bytes: Length of the bundle's metadata.
         bundle_version: The bundle's version.
         expires: End of validity, UTC.
         signer: The master's assignment key.
@@ -104,7 +106,7 @@ def build_assignment(
     targets = Targets(
         version=generation,
         expires=expires.astimezone(UTC),
-        targets={_TARGET: TargetFile(len(bundle), {_HASH: digest_of(bundle)}, _TARGET)},
+        targets={_TARGET: TargetFile(bundle_bytes, {_HASH: bundle}, _TARGET)},
         unrecognized_fields={CUSTOM: msgspec.to_builtins(body)},
     )
     return sign_targets(targets, [signer])

@@ -11,7 +11,7 @@ Owns: the format of the content. Does not own: whose signature counts (``metadat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal
@@ -77,14 +77,24 @@ class BundleContent(msgspec.Struct, frozen=True, kw_only=True):
         return {path: (self.files[path].digest, mode) for path, mode in share.files.items()}
 
 
+class _Node(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    grant: int
+    labels: dict[str, str] = {}
+    postures: Postures = Postures()
+
+
 class _Body(msgspec.Struct, frozen=True, kw_only=True):
-    """The member ``garrison`` of the signed part."""
+    """The member ``garrison`` of the signed part.
+
+    Nodes point at ``grants``, since most of a fleet shares a few sets of files: 10,000 nodes with 20 files take 1.4 MB, not 6.6.
+    """
 
     v: int
     kind: Literal["bundle"]
     tenant: str
     issued: int
-    nodes: dict[str, NodeShare]
+    grants: list[dict[str, Mode]]
+    nodes: dict[str, _Node]
 
 
 @dataclass(frozen=True)
@@ -141,8 +151,8 @@ def build_bundle(
         BundleError: Over a limit, or a share names a file that is not there: what no node would accept is not signed.
     """
     signed_at = int((issued or datetime.now(UTC)).timestamp())
-    shares = {str(node): share for node, share in nodes.items()}
-    body = _Body(v=_FORMAT, kind="bundle", tenant=tenant, issued=signed_at, nodes=shares)
+    grants, members = _packed(nodes)
+    body = _Body(v=_FORMAT, kind="bundle", tenant=tenant, issued=signed_at, grants=grants, nodes=members)
     targets = Targets(
         version=version,
         expires=expires.astimezone(UTC),
@@ -177,7 +187,11 @@ def read_targets(targets: Targets, *, tenant: str) -> BundleContent:
     files = _read_files(targets.targets)
     if len(body.nodes) > limits.BUNDLE_NODES_MAX:
         raise BundleError(f"the bundle names {len(body.nodes)} nodes, the limit is {limits.BUNDLE_NODES_MAX}")
-    nodes = {_node(name): _checked(name, share, files) for name, share in body.nodes.items()}
+    for grant in body.grants:
+        absent = sorted(grant.keys() - files.keys())
+        if absent:
+            raise BundleError(f"{absent[0]} is given to nodes and is not among the bundle's files")
+    nodes = {_node(name): _share(name, node, body.grants) for name, node in body.nodes.items()}
     return BundleContent(
         tenant=body.tenant, version=targets.version, issued=body.issued, expires=targets.expires, files=files, nodes=nodes
     )
@@ -210,13 +224,21 @@ def _node(name: str) -> NodeName:
         raise BundleError("the bundle names a node that cannot be one") from err
 
 
-def _checked(name: str, share: NodeShare, files: Mapping[str, FileEntry]) -> NodeShare:
-    absent = sorted(share.files.keys() - files.keys())
-    if absent:
-        raise BundleError(f"node {name} gets {absent[0]}, which is not among the bundle's files")
-    if len(share.labels) > limits.LABELS_MAX:
-        raise BundleError(f"node {name} has {len(share.labels)} labels, the limit is {limits.LABELS_MAX}")
-    for key, value in share.labels.items():
+def _packed(nodes: Mapping[NodeName, NodeShare]) -> tuple[list[dict[str, Mode]], dict[str, _Node]]:
+    numbers: dict[tuple[tuple[str, Mode], ...], int] = {}
+    members: dict[str, _Node] = {}
+    for name, share in sorted(nodes.items()):
+        number = numbers.setdefault(tuple(sorted(share.files.items())), len(numbers))
+        members[str(name)] = _Node(grant=number, labels=share.labels, postures=share.postures)
+    return [dict(files) for files in numbers], members
+
+
+def _share(name: str, node: _Node, grants: Sequence[dict[str, Mode]]) -> NodeShare:
+    if not 0 <= node.grant < len(grants):
+        raise BundleError(f"node {name} gets grant {node.grant}, which is not there")
+    if len(node.labels) > limits.LABELS_MAX:
+        raise BundleError(f"node {name} has {len(node.labels)} labels, the limit is {limits.LABELS_MAX}")
+    for key, value in node.labels.items():
         if not key or max(len(key), len(value)) > limits.LABEL_MAX_CHARS:
             raise BundleError(f"node {name} has a label that is empty or over {limits.LABEL_MAX_CHARS} characters: {key[:80]!r}")
-    return share
+    return NodeShare(files=grants[node.grant], labels=node.labels, postures=node.postures)

@@ -17,28 +17,12 @@ from starlette.routing import Route
 
 from garrison.common import limits
 from garrison.common.errors import BundleError, ConfigError
-from garrison.common.names import Digest, NodeName, parse_digest
-from garrison.master.desk import Desk
+from garrison.common.names import Digest, parse_digest
+from garrison.master.desk import BundleRequest, Desk
 
-__all__ = ["BlobText", "BundleRequest", "bundle_routes"]
+__all__ = ["BlobText", "bundle_routes"]
 
 _JSON = "application/json"
-
-
-class BundleRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Body of ``POST /v1/bundles``, in msgpack.
-
-    Attributes:
-        metadata: Signed metadata.
-        files: Content by digest.
-        limit: Only these nodes get an assignment; ``None`` for all that the bundle names.
-        again: These get a new generation even if nothing changed for them.
-    """
-
-    metadata: bytes
-    files: dict[Digest, bytes]
-    limit: list[NodeName] | None = None
-    again: list[NodeName] = []
 
 
 class BlobText(msgspec.Struct, frozen=True, kw_only=True):

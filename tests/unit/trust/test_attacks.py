@@ -50,6 +50,11 @@ def resign(metadata: bytes, signer, change) -> bytes:
     return sign_targets(targets, [signer])
 
 
+def named(metadata: bytes) -> dict:
+    """How an assignment names a bundle."""
+    return {"bundle": digest_of(metadata), "bundle_bytes": len(metadata)}
+
+
 # ---- the good case first: otherwise a refusal would prove nothing -----------------------------------------------------
 def test_newer_assignment_of_a_newer_bundle_is_believed(world, held):
     trust, _, _ = held
@@ -235,11 +240,14 @@ def test_master_cannot_change_labels_or_modes_of_a_signed_bundle(world, held, sh
     trust, _, _ = held
 
     def loosen(targets):
-        node = targets.unrecognized_fields[CUSTOM]["nodes"][EDGE]
-        node[share] = {} if share == "labels" else dict.fromkeys(node["files"], "audit")
+        body = targets.unrecognized_fields[CUSTOM]
+        if share == "labels":
+            body["nodes"][EDGE]["labels"] = {}
+        else:
+            body["grants"] = [dict.fromkeys(grant, "audit") for grant in body["grants"]]
 
     changed = resign(world.bundle(8).metadata, world.online, loosen)
-    assignment = trust.new_assignment(world.assign(world.bundle(8), 6, bundle=changed), NOW)
+    assignment = trust.new_assignment(world.assign(world.bundle(8), 6, **named(changed)), NOW)
 
     with refused(trust, SignatureError, "signed by 0"):
         trust.new_bundle(assignment, changed, NOW)
@@ -328,7 +336,7 @@ def test_unknown_fields_in_signed_metadata_are_ignored(world, held):
         targets.unrecognized_fields[CUSTOM]["new"] = "field"
 
     bundle = resign(world.bundle(8).metadata, world.author, extend)
-    data = resign(world.assign(world.bundle(8), 6, bundle=bundle), world.online, extend)
+    data = resign(world.assign(world.bundle(8), 6, **named(bundle)), world.online, extend)
 
     assignment = trust.new_assignment(data, NOW)
     assert trust.new_bundle(assignment, bundle, NOW).version == 8
