@@ -233,7 +233,7 @@ def _show(plan: Plan, states: States, api: Api | None, *, quiet: bool) -> None:
     if rest > 0:
         console.print(f"and {rest} more nodes", markup=False)
     unchanged = len(plan.nodes) - len(plan.changed)
-    console.print(f"{len(plan.changed)} nodes change, {unchanged} stay as they are", markup=False)
+    console.print(f"to change: {len(plan.changed)}, to stay as they are: {unchanged}", markup=False)
     if plan.absent:
         shown = ", ".join(plan.absent[:_WIDTH_MAX])
         err_console().print(f"note: not accepted yet, so left out: {shown}", markup=False, soft_wrap=True)

@@ -136,7 +136,7 @@ def test_apply_is_enforced_by_every_accepted_node_and_a_second_one_is_nothing(fl
     assert "+ policies/a.yaml (enforce)" in first.output
     assert "not accepted yet, so left out: edge-3" in first.output
     assert again.exit_code == 0, again.output
-    assert "0 nodes change, 2 stay as they are" in again.output
+    assert "to change: 0, to stay as they are: 2" in again.output
     assert fleet.generations() == {EDGE: 1, OTHER: 1}
     assert {rule.policy for rule in fleet.nodes[EDGE].current().normalised().rules.rules} == {"no-base64"}
 
