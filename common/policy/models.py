@@ -137,6 +137,8 @@ def _annotations(value: dict[str, str]) -> dict[str, str]:
     for key in value:
         if key.startswith("garrison/") and key != I_MEAN_IT:
             raise ValueError(f"{key!r} is no annotation that garrison knows; it knows {I_MEAN_IT}")
+    if value.get(I_MEAN_IT, "true") not in {"true", "false"}:
+        raise ValueError(f'{I_MEAN_IT} must be "true" or "false"')
     return value
 
 
