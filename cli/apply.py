@@ -141,7 +141,7 @@ def _resolve(
     if errors:
         ctx.exit(EXIT_USAGE)
     for note in states.notes:
-        err_console().print(f"note: {note}", markup=False, soft_wrap=True)
+        err_console().print(note, markup=False, soft_wrap=True)
     return states, hosts.select(pattern, limit=limit)
 
 

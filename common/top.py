@@ -30,7 +30,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from garrison.common.errors import BundleError, InventoryError, PolicyError
 from garrison.common.names import NodeName
-from garrison.common.policy.load import Foreign, Lines, check_text, dotted, parse_yaml, read_text
+from garrison.common.policy.lint import lint
+from garrison.common.policy.load import Document, Lines, check_text, dotted, parse_yaml, read_text
 from garrison.common.policy.rules import Mode, Posture, Postures
 from garrison.common.trust.bundle import NodeShare, check_path
 
@@ -215,6 +216,7 @@ def _postures(top: Top, resolver: _Resolver) -> dict[NodeName, Postures]:
 
 
 def _read_policies(folder: Path, paths: Sequence[str], states: States, errors: list[PolicyError]) -> None:
+    documents: list[Document] = []
     for path in paths:
         file = folder / path
         try:
@@ -223,9 +225,14 @@ def _read_policies(folder: Path, paths: Sequence[str], states: States, errors: l
             errors.append(err)
             continue
         states.files[path] = text.encode()  # what was checked is what will be signed, even if the file changes meanwhile
-        documents, mistakes = check_text(text, str(file))
+        found, mistakes = check_text(text, str(file))
         errors += mistakes
-        foreign = [document for document in documents if isinstance(document, Foreign)]
-        states.notes.extend(f"{d.file}:{d.line}: {d.kind} {d.name} is of another API group and is passed over" for d in foreign)
-        if not documents and not mistakes:
+        documents += found
+        if not found and not mistakes:
             states.notes.append(f"{file}: holds no policy")
+    for finding in lint(documents):
+        if finding.level == "error":
+            errors.append(PolicyError(finding.text, file=finding.file, line=finding.line, key=finding.key, hint=finding.hint))
+        else:
+            key = f"{finding.key}: " if finding.key else ""
+            states.notes.append(f"{finding.level}: {finding.file}:{finding.line}: {key}{finding.text}")

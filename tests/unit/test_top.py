@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from garrison.common.errors import InventoryError
@@ -142,6 +144,25 @@ def test_policies_that_no_known_host_gets_are_checked_all_the_same(states):
     _, errors = states("policies:\n- files: [policies/a.yaml]\n  hosts: none\n", a="kind: [")
 
     assert any("a.yaml" in str(error) for error in errors)
+
+
+def test_policy_that_would_lock_everybody_out_is_a_mistake_and_says_how_to_mean_it(states):
+    shells = (POLICY % "a").replace("/usr/bin/base64", "/usr/sbin/sshd")
+
+    _, errors = states("policies:\n- files: [policies/a.yaml]\n  hosts: edge\n", a=shells)
+
+    assert [error.file.rpartition("/")[2] for error in errors] == ["a.yaml"]
+    assert "garrison/i-mean-it" in f"{errors[0]}{errors[0].hint}"
+
+
+def test_shipped_states_have_no_mistake():
+    folder = Path(__file__).resolve().parents[2] / "states"
+
+    found, errors = read_states(folder, select("all"), select=select, labels=lambda host: HOSTS[host])
+
+    assert errors == []
+    assert found.nodes["edge-1"].files
+    assert set(found.nodes["edge-1"].files.values()) == {Mode.ENFORCE}
 
 
 def test_absent_top_file_is_said_with_its_path(tmp_path):
