@@ -30,6 +30,20 @@ EVENT_ARG_MAX_CHARS: Final = 512  # characters kept of one argument
 EVENT_DATA_MAX_KEYS: Final = 128  # keys in Event.data
 PATH_MAX_BYTES: Final = 4_096  # linux/limits.h PATH_MAX
 
+# ---- Observers ------------------------------------------------------------------------------------------------------
+SAMPLE_DISKS_MAX: Final = 8  # four figures each; with the limits below a sample stays under EVENT_DATA_MAX_KEYS
+SAMPLE_INTERFACES_MAX: Final = 8  # four figures each, the busiest first
+SAMPLE_SENSORS_MAX: Final = 8
+LOG_LINE_MAX_BYTES: Final = 64 << 10  # of one line of a log file; the rest of it is skipped up to its end
+LOG_READ_MAX_BYTES: Final = 1 << 20  # of one log file per turn: a huge backlog must not keep the others waiting
+LOG_MESSAGE_MAX_BYTES: Final = 8 << 10  # of one error message; longer ones lose their middle
+LOG_BLOCK_MAX_LINES: Final = 200  # lines joined into one message, e.g. a traceback
+JOURNAL_LINE_MAX_BYTES: Final = 1 << 20  # one journal entry as JSON; journald's own limit for a line is 48 KiB
+ERROR_GROUPS_MAX: Final = 512  # kinds of messages told apart per window; what is beyond shares one count
+ERROR_WINDOW_S: Final = 10.0  # after it, suppressed repeats are told as one event with their exact count
+ERROR_REPEATS_MAX: Final = 5  # of one kind per window that pass singly
+ERROR_PASSES_MAX: Final = 200  # of all kinds per window and source that pass singly: 20 errors a second
+
 # ---- Spool ----------------------------------------------------------------------------------------------------------
 SPOOL_COMMIT_MAX_S: Final = 0.010  # a lone alert is durable within 20 ms; half of it is waiting for company
 SPOOL_COMMIT_MAX_EVENTS: Final = 1_000  # 202 k events/s at 1,000 per commit measured against 134 k at 100
