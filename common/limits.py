@@ -90,3 +90,9 @@ JOBS_RUNNING_MAX: Final = 16  # on one node at once
 # ---- API ------------------------------------------------------------------------------------------------------------
 API_BODY_MAX_BYTES: Final = 96 << 20  # a whole bundle in base64
 API_PAGE_MAX_EVENTS: Final = 100_000
+
+# ---- Inventory ------------------------------------------------------------------------------------------------------
+INVENTORY_MAX_BYTES: Final = 256 << 20  # what ansible-inventory prints; 10,000 hosts with variables take about 30 MB
+INVENTORY_FILES_MAX: Final = 20_000  # beyond it nothing is remembered and each command asks Ansible
+INVENTORY_TIMEOUT_S: Final = 120.0  # dynamic inventories ask clouds that page slowly
+LIMIT_FILE_MAX_CHARS: Final = 4 << 20
