@@ -32,7 +32,8 @@ def parse_pressure(text: str) -> dict[str, float]:
 def read_pressure(root: Path = ROOT) -> dict[str, float]:
     """Return ``psi_<cpu|memory|io>_<some|full>_avg10``, in percent of the last ten seconds.
 
-    Empty on a kernel without PSI, or booted with ``psi=0`` (then reading fails with EOPNOTSUPP).
+    Without ``psi_cpu_full_avg10``: for the whole machine it is 0 by definition. Empty on a kernel without PSI, or booted with
+    ``psi=0`` (then reading fails with EOPNOTSUPP).
     """
     figures: dict[str, float] = {}
     for resource in _RESOURCES:
@@ -41,4 +42,5 @@ def read_pressure(root: Path = ROOT) -> dict[str, float]:
         except OSError:  # see above: absent, and so are the figures
             continue
         figures |= {f"psi_{resource}_{name}": value for name, value in parse_pressure(text).items()}
+    figures.pop("psi_cpu_full_avg10", None)
     return figures

@@ -2,6 +2,7 @@
 
 Rules of this file:
 - A part that cannot be read is left out and named; the others are still taken.
+- Small: it is sent all day long. What is always 0 or follows from other figures is not in it.
 - At most ``EVENT_DATA_MAX_KEYS`` figures; disks, interfaces and sensors beyond their own limits are counted, not listed.
 - Only local file systems are asked for their size: a dead network mount would hold the thread for ever.
 Owns: what is in a sample. Does not own: when one is taken (``resources``).
@@ -67,22 +68,19 @@ class Sampler:
         # guest time is contained in user time: counting it again would make 100 % unreachable
         whole = sum(value for name, value in spent.items() if name not in {"guest", "guest_nice"})
         idle = spent["idle"] + spent.get("iowait", 0.0)
-        load = os.getloadavg()
         return {
             "cpu_percent": round(100 * (whole - idle) / whole, 1) if whole else 0.0,
             "cpu_iowait_percent": round(100 * spent.get("iowait", 0.0) / whole, 1) if whole else 0.0,
             "cpu_count": os.cpu_count() or 0,
-            "load_1m": round(load[0], 2),
-            "load_5m": round(load[1], 2),
-            "load_15m": round(load[2], 2),
+            "load_1m": round(os.getloadavg()[0], 2),
         }
 
     def _network(self) -> Figures:
         now, counters = time.monotonic(), psutil.net_io_counters(pernic=True, nowrap=False)
         before, seconds = self._net, now - self._net_at
         self._net, self._net_at = counters, now
-        wanted = [name for name in counters if not name.startswith(_SKIPPED_INTERFACES)]
-        wanted.sort(key=lambda name: (-(counters[name].bytes_recv + counters[name].bytes_sent), name))
+        traffic = {name: c.bytes_recv + c.bytes_sent for name, c in counters.items() if not name.startswith(_SKIPPED_INTERFACES)}
+        wanted = sorted((name for name in traffic if traffic[name]), key=lambda name: (-traffic[name], name))
         figures: Figures = {}
         for name in wanted[: limits.SAMPLE_INTERFACES_MAX]:
             if name not in before or seconds <= 0:
@@ -90,8 +88,10 @@ class Sampler:
             for figure, field in (("rx", "bytes_recv"), ("tx", "bytes_sent"), ("rx_drops", "dropin"), ("tx_drops", "dropout")):
                 # An interface made anew begins at 0 again: no negative rates.
                 rate = max(0, getattr(counters[name], field) - getattr(before[name], field)) / seconds
-                unit = "per_s" if "drops" in figure else "bytes_per_s"
-                figures[f"net.{name}.{figure}_{unit}"] = round(rate, 1)
+                if "drops" not in figure:
+                    figures[f"net.{name}.{figure}_bytes_per_s"] = round(rate, 1)
+                elif rate:  # said only when there are any
+                    figures[f"net.{name}.{figure}_per_s"] = round(rate, 2)
         if len(wanted) > limits.SAMPLE_INTERFACES_MAX:
             figures["net_not_listed"] = len(wanted) - limits.SAMPLE_INTERFACES_MAX
         return figures
@@ -99,15 +99,15 @@ class Sampler:
 
 def _memory() -> Figures:
     memory, swap = psutil.virtual_memory(), psutil.swap_memory()
-    return {
+    figures: Figures = {
         "mem_total_bytes": memory.total,
         "mem_used_bytes": memory.used,
         "mem_available_bytes": memory.available,
         "swap_total_bytes": swap.total,
-        "swap_used_bytes": swap.used,
-        "swap_in_bytes_total": swap.sin,
-        "swap_out_bytes_total": swap.sout,
     }
+    if swap.total:
+        figures |= {"swap_used_bytes": swap.used, "swap_in_bytes_total": swap.sin, "swap_out_bytes_total": swap.sout}
+    return figures
 
 
 def _system() -> Figures:

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from garrison.common import limits
+from garrison.minion.observers import _log_lines
 from garrison.minion.observers._log_lines import Joiner, is_error, priority_of_line
 
 ERRORS = [
@@ -48,6 +49,16 @@ def test_critical_words_make_the_priority_worse():
     assert priority_of_line(b"FATAL: the end") == 2
     assert priority_of_line(b'{"level":"critical"}') == 2
     assert priority_of_line(b"ERROR: so so") == 3
+
+
+words = st.sampled_from(
+    [*ERRORS, *OTHERS, b" ", b"level=", b"[", b"]", b": ", b"Err", b"x", b"Out of memory:", b"core dumped", b"a.b.C"]
+)
+
+
+@given(st.lists(words, max_size=6).map(b"".join))
+def test_quick_look_before_the_pattern_passes_over_no_error(line):
+    assert is_error(line) == (_log_lines._PATTERN.search(line) is not None)
 
 
 def messages(text):
