@@ -10,6 +10,7 @@ import click
 
 from garrison.cli._usage import Usage, usages
 from garrison.cli.console import out_console, print_json_line
+from garrison.common.errors import LinkError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,9 +31,9 @@ Examples:
   garrison top --once --json | jq '.nodes[] | select(.mem_percent > 90) | .name'
 
 \b
-Columns: CPU, one-minute load by CPUs, memory not available, fullest disk, pressure (worst of CPU, memory and I/O, share of the
-last ten seconds in which some task waited), traffic, age of the sample. `-`: the node does not say. Nodes that do not answer
-come first, then the node whose figure is nearest to its limit.""",
+Columns: CPU, one-minute load by CPUs, memory not available, fullest disk, pressure (the worst of CPU, memory and
+I/O: share of the last ten seconds in which some task waited), traffic, time since boot, age of the sample. `-`: the
+node does not say. Nodes that do not answer come first, then the node whose figure is nearest to its limit.""",
 )
 @click.option("--once", is_flag=True, help="Print one table and end; also what happens when output is not a terminal")
 @click.option(
@@ -52,11 +53,18 @@ def command(interval_s: float, *, once: bool, as_json: bool) -> None:
         console.print(_table(_ask()))
         return
     from rich.live import Live
+    from rich.markup import escape
 
-    with Live(_table(_ask()), console=console, screen=True, auto_refresh=False) as live:
+    rows = _ask()
+    with Live(_table(rows), console=console, screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(interval_s)
-            live.update(_table(_ask()), refresh=True)
+            caption = ""
+            try:
+                rows = _ask()
+            except LinkError as err:  # the master restarts: the last figures stay, their age grows no more and the line says why
+                caption = f"[red]{escape(str(err))}[/]"
+            live.update(_table(rows, caption), refresh=True)
 
 
 def _ask() -> list[Usage]:
@@ -72,18 +80,15 @@ def _print_json() -> None:
     print_json_line(msgspec.json.encode({"nodes": _ask()}).decode())
 
 
-def _table(rows: list[Usage]) -> Table:
+def _table(rows: list[Usage], caption: str = "") -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=None, header_style="bold")
-    table.add_column("node", no_wrap=True)
-    table.add_column("state")
-    for title in ("cpu %", "load/cpu", "mem %", "swap %", "disk %"):
-        table.add_column(title, justify="right")
-    table.add_column("mount", overflow="ellipsis", no_wrap=True, max_width=20)
-    for title in ("pressure %", "rx/s", "tx/s", "up", "age"):
-        table.add_column(title, justify="right")
+    table = Table(box=None, header_style="bold", caption=caption or None, caption_justify="left")
+    table.add_column("node", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for title in ("cpu%", "load", "mem%", "swap%", "disk%", "psi%", "rx/s", "tx/s", "up", "age"):
+        table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         style = _STATE_STYLE.get(row.state, "")
         table.add_row(
@@ -93,8 +98,7 @@ def _table(rows: list[Usage]) -> Table:
             "-" if row.load_per_cpu is None else f"{row.load_per_cpu:.2f}",
             _coloured(row.mem_percent),
             _coloured(row.swap_percent),
-            _coloured(row.disk_percent),
-            escape(row.disk_mount or "-"),
+            _disk(row),
             _coloured(row.pressure_percent),
             _bytes(row.rx_bytes_per_s),
             _bytes(row.tx_bytes_per_s),
@@ -109,6 +113,18 @@ def _coloured(percent: float | None) -> str:
         return "-"
     style = "red" if percent >= _BAD_PERCENT else "yellow" if percent >= _WARN_PERCENT else ""
     return f"[{style}]{percent:.0f}[/]" if style else f"{percent:.0f}"
+
+
+def _disk(row: Usage) -> str:
+    # Which file system only matters once it is nearly full.
+    shown = _coloured(row.disk_percent)
+    return f"{_escaped(row.disk_mount)} {shown}" if (row.disk_percent or 0) >= _WARN_PERCENT else shown
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
 
 
 def _bytes(value: float | None) -> str:

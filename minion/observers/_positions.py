@@ -1,7 +1,7 @@
 """Remembers how far each source was read, durably, so that a restart neither skips nor repeats.
 
 Rules of this file:
-- At least once: after a crash a position may be up to ``SETTLE_S`` old and some messages come twice; none is skipped. A
+- At least once: after a crash a position may be up to two ``SETTLE_S`` old and some messages come twice; none is skipped. A
   position is written only when the events before it have had time to become durable in the spool.
 - The file is replaced atomically and synced. A damaged file counts as none: sources then begin at their ends.
 - Fail-open: when it cannot be written, observing goes on; ``error`` says so.
@@ -18,7 +18,8 @@ from typing import Any, Final
 
 __all__ = ["SETTLE_S", "Positions"]
 
-SETTLE_S: Final = 2.0  # the spool commits within milliseconds; this covers a disk that stalls
+# The spool commits within milliseconds; this covers a disk that stalls, and spares flash: a busy log costs a sync each time.
+SETTLE_S: Final = 5.0
 _VERSION: Final = 1
 
 _log = logging.getLogger(__name__)

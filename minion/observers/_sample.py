@@ -45,7 +45,7 @@ class Sampler:
     def sample(self) -> Figures:
         """Return the figures of now; ``cpu_percent`` is the mean since the sample before."""
         figures: Figures = {}
-        self.failed = {}
+        failed: dict[str, str] = {}
         parts: dict[str, Callable[[], Figures]] = {
             "cpu": self._cpu_figures,
             "memory": _memory,
@@ -59,7 +59,8 @@ class Sampler:
             try:
                 figures |= part()
             except (OSError, psutil.Error, RuntimeError) as err:
-                self.failed[name] = str(err)
+                failed[name] = str(err)
+        self.failed = failed  # in one step: another thread reads it
         return _bounded(figures)
 
     def _cpu_figures(self) -> Figures:

@@ -16,6 +16,7 @@ from typing import Final
 
 __all__ = ["Stop", "Worker"]
 
+STOP_MAX_S: Final = 10.0  # a thread held by a dead disk must not hold the agent's end; the process's exit ends it
 RETRY_S: Final = 5.0  # a source that fails at once must not spin; a person waits this long after mending it
 
 _log = logging.getLogger(__name__)
@@ -81,12 +82,17 @@ class Worker:
             self._thread.start()
 
     def stop(self) -> None:
-        """Stop and join. Idempotent, also before ``start``."""
-        if self._thread is not None and self._stop is not None:
-            self._stop.set()
-            self._thread.join()
-            self._stop.close()
-            self._thread = self._stop = None
+        """Stop and join, at most ``STOP_MAX_S``. Idempotent, also before ``start``."""
+        thread, stop = self._thread, self._stop
+        self._thread = self._stop = None
+        if thread is None or stop is None:
+            return
+        stop.set()
+        thread.join(STOP_MAX_S)
+        if thread.is_alive():
+            _log.error("worker=%s stopped=no after_s=%g", self._name, STOP_MAX_S)
+        else:
+            stop.close()
 
     def _run(self, stop: Stop) -> None:
         while not stop.is_set():
