@@ -68,6 +68,10 @@ class Inventory:
         self.groups: Mapping[str, tuple[str, ...]] = MappingProxyType({**members, "all": self.hosts})
         self._direct = {name: groups.get(name, ((), ()))[0] for name in names}
         self._vars = hostvars
+        self._groups_of: dict[str, list[str]] = {host: [] for host in self.hosts}
+        for name in sorted(set(names) - _BUILT_IN):
+            for host in members[name]:
+                self._groups_of[host].append(name)
 
     @classmethod
     def from_json(cls, raw: bytes, *, source: str) -> Inventory:
@@ -100,7 +104,7 @@ class Inventory:
             InventoryError: There is no such host.
         """
         self._require(host)
-        return tuple(sorted(name for name, hosts in self.groups.items() if name not in _BUILT_IN and host in hosts))
+        return tuple(self._groups_of[host])
 
     def labels(self, host: str) -> dict[str, str]:
         """Return what policies select ``host`` by: its groups, its name, and its variable ``garrison_labels``.
@@ -170,7 +174,7 @@ class Inventory:
         return f"did you mean {near[0]}? {groups}" if near else groups
 
     def _require(self, host: str) -> None:
-        if host not in self.groups["all"]:
+        if host not in self._groups_of:
             near = difflib.get_close_matches(host, self.hosts, n=1)
             raise InventoryError(
                 f"{self.source}: no host {host!r}",

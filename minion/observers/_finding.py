@@ -16,6 +16,7 @@ __all__ = ["PRIORITY_ERR", "Finding", "Source", "cut_middle", "event_of", "sever
 
 PRIORITY_ERR: Final = 3  # syslog(3): 0 emerg, 1 alert, 2 crit, 3 err
 _SEVERITIES: Final = (10, 9, 8, 6)
+_INT64_MAX: Final = (1 << 63) - 1
 _CUT: Final = b"\n[...]\n"
 
 
@@ -94,14 +95,23 @@ def cut_middle(text: str, max_bytes: int = limits.LOG_MESSAGE_MAX_BYTES) -> str:
 def event_of(finding: Finding, *, count: int = 1, more: Mapping[str, Scalar] | None = None) -> Event:
     """Return the event that tells ``finding``; ``count`` above 1 stands for so many messages of its kind."""
     data: dict[str, Scalar | list[Scalar]] = {"source": finding.source, "message": cut_middle(finding.message)}
-    data |= {"priority": finding.priority, **finding.data, **(more or {})}
+    data |= {key: _plain(value) for key, value in {"priority": finding.priority, **finding.data, **(more or {})}.items()}
     if count > 1 or more:
         data["count"] = count
     return Event(
         lane=Lane.ERROR,
         kind=Kind.ERROR,
         severity=severity_of(finding.priority),
-        ts=finding.ts,
-        object=finding.object[: limits.EVENT_ARG_MAX_CHARS],
+        ts=finding.ts if 0 <= finding.ts <= _INT64_MAX else 0,
+        object=str(_plain(finding.object)),
         data=data,
     )
+
+
+def _plain(value: Scalar) -> Scalar:
+    """Return ``value`` in a form that events can hold: no lone surrogates, no overlong text, no number of more than 64 bits."""
+    if isinstance(value, str):
+        return value[: limits.EVENT_ARG_MAX_CHARS].encode("utf-8", "replace").decode()
+    if isinstance(value, int) and abs(value) > _INT64_MAX:
+        return str(value)[: limits.EVENT_ARG_MAX_CHARS]
+    return value

@@ -122,11 +122,12 @@ def _disks() -> Figures:
         if partition.mountpoint != "/" and partition.device not in mounts.values():
             mounts[partition.mountpoint] = partition.device
     figures: Figures = {}
-    for mount in list(mounts)[: limits.SAMPLE_DISKS_MAX]:
+    for path in list(mounts)[: limits.SAMPLE_DISKS_MAX]:
         try:
-            stat = os.statvfs(mount)
+            stat = os.statvfs(path)
         except OSError:  # unmounted between the two calls
             continue
+        mount = path.encode("utf-8", "replace").decode()  # names of mount points may be any bytes
         figures[f"disk.{mount}.total_bytes"] = stat.f_blocks * stat.f_frsize
         figures[f"disk.{mount}.used_bytes"] = (stat.f_blocks - stat.f_bfree) * stat.f_frsize
         figures[f"disk.{mount}.available_bytes"] = stat.f_bavail * stat.f_frsize
