@@ -76,7 +76,7 @@ def lint_command(ctx: click.Context, files: tuple[Path, ...], *, as_json: bool) 
         print_json_line(msgspec.json.encode({**summary, "findings": findings}).decode())
     else:
         _print_findings(findings)
-        out_console().print(", ".join(f"{count} {name}" for name, count in summary.items()), soft_wrap=True)
+        out_console().print("  ".join(f"{name} {count}" for name, count in summary.items()), soft_wrap=True)
     ctx.exit(EXIT_USAGE if summary["errors"] else 0)
 
 

@@ -51,6 +51,20 @@ BUNDLE_FILE_MAX_BYTES: Final = 4 << 20
 BUNDLE_MAX_BYTES: Final = 64 << 20
 METADATA_MAX_BYTES: Final = 16 << 20  # signed metadata; 10,000 nodes with labels take about 2 MB
 ROOT_ROTATIONS_MAX: Final = 256  # python-tuf's own default
+ROOT_MAX_BYTES: Final = 512 << 10  # one root metadata file; python-tuf's own default
+BUNDLE_NODES_MAX: Final = 100_000  # ten times the largest fleet aimed at
+LABELS_MAX: Final = 256  # labels of one node
+LABEL_MAX_CHARS: Final = 253  # of a label's key or value: a DNS name, as Kubernetes allows for the prefix of a key
+VERSION_STEP_MAX: Final = 1_000_000  # how far a generation or bundle version may jump: a stolen key cannot burn all numbers
+VERSION_MAX: Final = (1 << 53) - 1  # the largest integer that every JSON reader keeps exact
+QUARANTINE_MAX: Final = 64  # assignments remembered as having failed on this node
+GENERATIONS_KEPT: Final = 3  # the current one and two to fall back to
+CONFIRM_MAX_S: Final = 86_400  # longest time a node may wait for a confirmation
+
+# ---- Trust ----------------------------------------------------------------------------------------------------------
+KEY_FILE_MAX_BYTES: Final = 16 << 10  # an Ed25519 key in PEM takes 119 bytes
+JOIN_FILE_MAX_BYTES: Final = 2 << 20  # two root metadata files and a few lines
+JOIN_MASTERS_MAX: Final = 16  # addresses of a master in one join file
 
 # ---- Jobs -----------------------------------------------------------------------------------------------------------
 JOB_OUTPUT_MAX_BYTES: Final = 4 << 20  # per node and job; the rest is counted and dropped

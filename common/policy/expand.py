@@ -18,6 +18,7 @@ import msgspec
 
 from garrison.common.policy import models
 from garrison.common.policy.load import KeyPath, Policy
+from garrison.common.policy.match import path_matches
 from garrison.common.policy.rules import (
     Entity,
     HostScope,
@@ -35,8 +36,10 @@ from garrison.common.policy.rules import (
     WorkloadScope,
 )
 
-__all__ = ["Located", "expand", "rule_id"]
+__all__ = ["NO_NAMESPACE", "Located", "expand", "rule_id"]
 
+NO_NAMESPACE: Final = ("-",)  # what namespace lists without a common name leave: no names would mean all, and "-" names none
+_EVERY_PATH: Final = PathTarget(PathKind.DIRECTORY, "/", recursive=True)
 _ID_DIGITS: Final = 12  # 48 bits: two of a policy's 1,000 rules collide in one of 500 million policies
 
 
@@ -63,12 +66,14 @@ def expand(policy: Policy) -> tuple[Located, ...]:
     Two that mean the same have the same id; ``normalise`` makes one of them.
     """
     scope = _scope(policy.model)
-    return tuple(Located(("spec", *draft.key), _finish(policy, scope, draft)) for draft in _drafts(policy.model))
+    located = [Located(("spec", *draft.key), _finish(policy, scope, draft)) for draft in _drafts(policy.model)]
+    refusals = [item.rule for item in located if item.rule.verdict is not Verdict.ALLOW and not item.rule.sources]
+    return tuple(Located(item.key, _marked(item.rule, refusals)) for item in located)
 
 
 def rule_id(rule: Rule) -> str:
     """Return ``policy/hash`` for a rule; how it is graded and its mode do not count."""
-    bare = msgspec.structs.replace(rule, id="", severity=1, tags=(), message="", mode=Mode.ENFORCE)
+    bare = msgspec.structs.replace(rule, id="", severity=1, tags=(), message="", mode=Mode.ENFORCE, exempts=False)
     return f"{rule.policy}/{hashlib.sha256(msgspec.json.encode(bare)).hexdigest()[:_ID_DIGITS]}"
 
 
@@ -87,6 +92,30 @@ def _finish(policy: Policy, scope: Scope, draft: _Draft) -> Rule:
         **draft.fields,
     )
     return msgspec.structs.replace(rule, id=rule_id(rule))
+
+
+def _marked(rule: Rule, refusals: Sequence[Rule]) -> Rule:
+    """Return ``rule``, marked when it is an allow with sources that only lets them past one of ``refusals``."""
+    if rule.verdict is not Verdict.ALLOW or not rule.sources:
+        return rule
+    exempts = rule.target == _EVERY_PATH or any(
+        refusal.entity is rule.entity and _covers(refusal.target, rule.target) for refusal in refusals
+    )
+    return msgspec.structs.replace(rule, exempts=exempts)
+
+
+def _covers(outer: Target, inner: Target) -> bool:
+    """Whether everything that ``inner`` names is named by ``outer``, as far as that can be told from the two alone."""
+    if outer == inner:
+        return True
+    if isinstance(outer, Protocol) and isinstance(inner, Protocol):
+        return outer.name == "all"
+    if not isinstance(outer, PathTarget) or not isinstance(inner, PathTarget):
+        return False
+    if inner.how is PathKind.EXACT:
+        return path_matches(outer, inner.value)
+    within = outer.how is inner.how is PathKind.DIRECTORY and inner.value.startswith(outer.value)
+    return within and (outer.recursive or (inner.value == outer.value and not inner.recursive))
 
 
 def _inherit(levels: Iterable[models.Graded], name: str) -> Any:
@@ -120,8 +149,7 @@ def _workloads(selector: models.AnySelector, namespace: str) -> WorkloadScope:
             wanted.append(_unique(expression.values))
         else:
             unwanted.update(expression.values)
-    # Namespaces that exclude each other leave none; a name that cannot exist says so, since no names would mean all.
-    namespaces = (set.intersection(*within) or {"-"}) if within else set[str]()
+    namespaces = (set.intersection(*within) or set(NO_NAMESPACE)) if within else set[str]()
     return WorkloadScope(
         namespace=namespace,
         labels=_unique(f"{key}={value}" for key, value in selector.matchLabels.items()),

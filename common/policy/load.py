@@ -250,7 +250,8 @@ def _take(value: Any, lines: Lines, file: str, documents: list[Document], errors
         try:
             documents.append(Policy(model=_KINDS[kind].validate_python(value), file=file, line=line, lines=lines))
         except ValidationError as err:
-            errors.extend(_policy_error(problem, lines, file) for problem in err.errors(include_url=False))
+            found = (_policy_error(problem, lines, file) for problem in err.errors(include_url=False))
+            errors.extend(sorted(found, key=lambda error: (error.line, error.key)))
 
 
 def _policy_error(problem: Any, lines: Lines, file: str) -> PolicyError:

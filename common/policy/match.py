@@ -6,14 +6,14 @@ Rules of this file (reasons in ``docs/adr/0003-policy-language.md``):
 - Block beats audit beats allow, whatever file it came from. One exception: an allow rule with ``sources`` exempts its source
   from source-less block and audit rules of the same policy.
 - Nothing fired, nothing granted, and an allow rule of that entity applies to the subject: the default posture decides. Only
-  processes, files, networks, domains and capabilities have allow-lists.
+  processes, files, networks, domains and capabilities have allow-lists, and an allow rule that is there to exempt makes none.
 - What is unknown (a path that could not be resolved, arguments that could not be read) counts against the operation.
 Owns: meaning. Does not own: how paths are resolved, which socket answers to which name (``protocols``), what a kernel can see.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -37,7 +37,19 @@ from garrison.common.policy.rules import (
     Verdict,
 )
 
-__all__ = ["LISTED", "Decision", "Operation", "decide", "path_matches", "posture_of", "scope_matches", "source_matches"]
+__all__ = [
+    "LISTED",
+    "Decision",
+    "Operation",
+    "decide",
+    "makes_list",
+    "path_matches",
+    "posture_of",
+    "scope_matches",
+    "source_matches",
+    "weigh",
+    "weigh_posture",
+]
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,8 +103,17 @@ LISTED: Final = frozenset({Entity.PROCESS, Entity.FILE, Entity.NETWORK, Entity.D
 def decide(rules: RuleSet, operation: Operation) -> Decision:
     """Return the decision for ``operation``; of several rules with the same say, the one with the smallest id is named."""
     subject = [r for r in rules.rules if r.entity is operation.entity and _applies(r, operation)]
-    named = [r for r in subject if _target_matches(r, operation)]
-    exempt = {r.policy for r in named if r.verdict is Verdict.ALLOW and r.sources and _kept(r, operation)}
+    decision = weigh([r for r in subject if _target_matches(r, operation)], operation)
+    return decision or weigh_posture(rules.postures, [r for r in subject if makes_list(r)], operation.entity)
+
+
+def weigh(named: Sequence[Rule], operation: Operation) -> Decision | None:
+    """Return what rules say whose target, source and scope match; ``None`` when none of them fires or grants.
+
+    Only the conditions of ``operation`` are looked at: owner, write, tty, arguments. Compilers call this ahead of time.
+    """
+    kept = [r for r in named if r.verdict is Verdict.ALLOW and _kept(r, operation)]
+    exempt = {r.policy for r in kept if r.sources}
     fired = [
         r for r in named if r.verdict is not Verdict.ALLOW and _fires(r, operation) and (r.sources or r.policy not in exempt)
     ]
@@ -100,12 +121,23 @@ def decide(rules: RuleSet, operation: Operation) -> Decision:
         return Decision(verdict=Verdict.BLOCK, rule=block)
     if audit := _first(fired):
         return Decision(verdict=Verdict.AUDIT, rule=audit)
-    allows = [r for r in subject if r.verdict is Verdict.ALLOW]
-    if not allows or operation.entity not in LISTED:
+    granted = _first(kept)
+    return Decision(verdict=Verdict.ALLOW, rule=granted) if granted else None
+
+
+def makes_list(rule: Rule) -> bool:
+    """Return whether ``rule`` makes an allow-list for those it applies to."""
+    return rule.verdict is Verdict.ALLOW and rule.entity in LISTED and not rule.exempts
+
+
+def weigh_posture(postures: Postures, lists: Sequence[Rule], entity: Entity) -> Decision:
+    """Return what happens to an operation that no rule named, given the rules that make an allow-list for its subject."""
+    if not lists:
         return _PASS
-    if granted := _first(r for r in allows if r in named and _kept(r, operation)):
-        return Decision(verdict=Verdict.ALLOW, rule=granted)
-    return _by_posture(rules.postures, operation.entity, allows)
+    enforced = [r for r in lists if r.mode is Mode.ENFORCE]
+    if posture_of(postures, entity) is Posture.BLOCK and enforced:
+        return Decision(verdict=Verdict.BLOCK, rule=_first(enforced), by_posture=True)
+    return Decision(verdict=Verdict.AUDIT, rule=_first(lists), by_posture=True)
 
 
 def posture_of(postures: Postures, entity: Entity) -> Posture:
@@ -218,10 +250,3 @@ def _kept(rule: Rule, operation: Operation) -> bool:
     if _breached(rule, operation) or (rule.no_tty and operation.tty):
         return False
     return rule.allowed_args is None or _args_listed(rule, operation)
-
-
-def _by_posture(postures: Postures, entity: Entity, allows: list[Rule]) -> Decision:
-    enforced = [r for r in allows if r.mode is Mode.ENFORCE]
-    if posture_of(postures, entity) is Posture.BLOCK and enforced:
-        return Decision(verdict=Verdict.BLOCK, rule=_first(enforced), by_posture=True)
-    return Decision(verdict=Verdict.AUDIT, rule=_first(allows), by_posture=True)

@@ -4,7 +4,7 @@ Rules of this file:
 - The list is of operations, not of paths: "sshd runs a shell", "the agent writes its spool". A policy that blocks a path for
   everybody but lets these programs through is fine, and ``match.decide`` says so, the same as everywhere.
 - Everything is judged as a node would hold it: each policy's rules by themselves, enforced, as root, with a terminal.
-- Paths are compared as on a machine with merged /usr, however they are written.
+- Paths are compared as on a machine with merged /usr, however they are written, and globs as on one without, too.
 - It is a net for mistakes, not a proof: a node may keep its programs elsewhere.
 Owns: the list. Does not own: who may override it (``models.I_MEAN_IT``, read by ``lint``).
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -101,7 +101,7 @@ NEVER_DENY: Final = (*_execs(), *_opens(), *_others())
 RISKY: Final = tuple(_open("logins", source, path) for source, path in itertools.product((*_SSHD, "/usr/bin/login"), _ACCOUNTS))
 
 
-def blocked_needs(rules: Iterable[Rule], needs: Iterable[Need]) -> dict[str, list[str]]:
+def blocked_needs(rules: Iterable[Rule], needs: Sequence[Need]) -> dict[str, list[str]]:
     """Return for each rule that would block a need, by id, what it would block.
 
     Args:
@@ -112,15 +112,21 @@ def blocked_needs(rules: Iterable[Rule], needs: Iterable[Need]) -> dict[str, lis
     blocking = [rule for rule in seen.values() if rule.verdict is Verdict.BLOCK]
     if not blocking:
         return {}
-    # Each block rule alone beside the allow rules: of several that hit, every one is named.
+    # Each block rule by itself, so that of several that hit every one is named; the allow rules are asked only when one does.
     allows = tuple(rule for rule in seen.values() if rule.verdict is Verdict.ALLOW)
     found: dict[str, list[str]] = {}
     for rule in blocking:
-        alone = RuleSet(rules=(rule, *(allow for allow in allows if allow.entity is rule.entity)))
-        for need in needs:
-            if need.operation.entity is rule.entity and decide(alone, need.operation).verdict is Verdict.BLOCK:
-                found.setdefault(rule.id, []).append(need.what)
+        exempted = RuleSet(rules=(rule, *(allow for allow in allows if allow.entity is rule.entity)))
+        hits = (n for n in needs if n.operation.entity is rule.entity and _blocks(RuleSet(rules=(rule,)), n.operation))
+        if named := [need.what for need in hits if _blocks(exempted, need.operation)]:
+            found[rule.id] = named
     return found
+
+
+def _blocks(rules: RuleSet, operation: Operation) -> bool:
+    # A glob such as /lib*/** names the old places only; there are machines where they are the real ones.
+    old_place = msgspec.structs.replace(operation, path=re.sub(r"^/usr/(?=s?bin/|lib)", "/", operation.path))
+    return any(decide(rules, one).verdict is Verdict.BLOCK for one in (operation, old_place))
 
 
 def _merged_usr(rule: Rule) -> Rule:

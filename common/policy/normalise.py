@@ -21,10 +21,10 @@ from garrison.common import limits
 from garrison.common.errors import CompileError
 from garrison.common.frames import RuleReport
 from garrison.common.policy import models
-from garrison.common.policy.expand import expand
+from garrison.common.policy.expand import NO_NAMESPACE, expand
 from garrison.common.policy.glob import can_match
 from garrison.common.policy.load import Document, Foreign, Policy
-from garrison.common.policy.rules import Mode, PathKind, PathTarget, Postures, Rule, RuleSet, RuleStatus
+from garrison.common.policy.rules import Mode, PathKind, PathTarget, Postures, Rule, RuleSet, RuleStatus, WorkloadScope
 
 __all__ = ["NodeFacts", "Normalised", "normalise", "why_matchless", "why_not_selected"]
 
@@ -128,11 +128,13 @@ def why_matchless(rule: Rule) -> str:
     target = rule.target
     if isinstance(target, PathTarget) and target.how is PathKind.GLOB and not can_match(target.value):
         return f"{target.value} matches no absolute path: a single * stops at the first /; begin with **"
+    if isinstance(rule.scope, WorkloadScope) and rule.scope.namespaces == NO_NAMESPACE:
+        return "its namespace expressions exclude each other"
     return ""
 
 
 def _merge(rules: list[Rule]) -> Rule:
-    """Return one rule for rules of one id, which differ at most in mode and grading."""
+    """Return one rule for rules of one id, which differ at most in mode, grading and what stands beside them."""
     first = rules[0]
     return msgspec.structs.replace(
         first,
@@ -140,4 +142,5 @@ def _merge(rules: list[Rule]) -> Rule:
         severity=max(rule.severity for rule in rules),
         tags=tuple(sorted({tag for rule in rules for tag in rule.tags})),
         message="; ".join(sorted({rule.message for rule in rules if rule.message})),
+        exempts=all(rule.exempts for rule in rules),
     )

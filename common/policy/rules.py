@@ -186,6 +186,8 @@ class Rule(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         tags: Free strings for the alert.
         message: Text for the alert.
         mode: ``audit`` turns a block, and the block posture of an allow-list, into an audit. Not part of the id.
+        exempts: Allow: it only lets its sources past what its policy refuses to everybody, and makes no allow-list for them: a
+            source-less block or audit rule covers its target, or it names every path. Not part of the id.
     """
 
     id: str
@@ -203,6 +205,7 @@ class Rule(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     tags: tuple[str, ...] = ()
     message: str = ""
     mode: Mode = Mode.ENFORCE
+    exempts: bool = False
 
 
 class Postures(msgspec.Struct, frozen=True, kw_only=True):
