@@ -198,6 +198,10 @@ static __always_inline struct row *program_row(void *rows, struct task_struct *t
 		return row;
 	if (flags & ROW_HAS_DIRECTORIES) {
 		walk_start(&walk.at, &exe->f_path);
+		FORGET(walk.at);
+		FORGET(walk.hash);
+		FORGET(walk.kind);
+		FORGET(walk.found);
 		bpf_loop(WALK_STEPS, directory_step, &walk, 0);
 		/* Something is left over: a directory was renamed between the two walks. */
 		if (!walk.found.kind && (walk.hash || walk.at.state != WALK_ROOT)) {

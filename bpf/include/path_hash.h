@@ -140,6 +140,7 @@ static __always_inline int hash_path(struct path *path, __u64 *sum)
 	struct hash_walk walk = {.power = 1};
 
 	walk_start(&walk.at, path);
+	FORGET(walk);
 	if (walk.at.state == WALK_GOING)
 		bpf_loop(WALK_STEPS, add_step, &walk, 0);
 	*sum = walk.sum;

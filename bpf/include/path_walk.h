@@ -31,6 +31,13 @@ struct walk {
 	__u32 state;
 };
 
+/*
+ * Before 6.7 the verifier looks at the callback of bpf_loop() for one turn only, and takes out branches that this turn cannot take:
+ * what a callback leaves for its next turn must not have a value that the verifier knows. Copying memory onto itself by a helper
+ * makes it forget. Not for memory that holds pointers which the program follows itself.
+ */
+#define FORGET(x) bpf_probe_read_kernel(&(x), sizeof(x), &(x))
+
 static __always_inline struct mount *mount_of(struct vfsmount *mnt)
 {
 	return (void *)mnt - bpf_core_field_offset(struct mount, mnt);
@@ -119,6 +126,8 @@ struct names_walk {
 		struct names_walk walk = {.out = out};                                                                 \
                                                                                                                        \
 		walk_start(&walk.at, path);                                                                            \
+		FORGET(walk.at);                                                                                       \
+		FORGET(walk.used);                                                                                     \
 		if (walk.at.state == WALK_GOING)                                                                       \
 			bpf_loop(NAMES_STEPS, NAME##_step, &walk, 0);                                                  \
 		return walk.at.state == WALK_ROOT ? (int)walk.used : -1 - (int)walk.used;                              \
