@@ -49,6 +49,12 @@ struct watcher {
 	int silent_ticks, wait_ticks;
 };
 
+void control_fail(struct control *result, int error, const char *doing, const char *on)
+{
+	result->error = error;
+	snprintf(result->text, sizeof(result->text), "%s%s%.180s", doing, *on ? " " : "", on);
+}
+
 bool control_send(int socket, const struct control *message, int fd)
 {
 	char room[CMSG_SPACE(sizeof(int))] __attribute__((aligned(8))) = {0};

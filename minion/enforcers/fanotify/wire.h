@@ -23,6 +23,9 @@ struct control {
 };
 _Static_assert(sizeof(struct control) == 256, "process.py packs it");
 
+/* Put an error into a result: what was done, on what. */
+void control_fail(struct control *result, int error, const char *doing, const char *on);
+
 enum record_type {
 	RECORD_ALERT = 1,   /* a rule or posture refused or audited an operation */
 	RECORD_DROPPED = 2, /* count alerts of rule did not fit into the queue */

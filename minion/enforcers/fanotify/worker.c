@@ -3,8 +3,8 @@
  *
  * - Never waits for the agent: records that do not fit are counted for each rule and told later.
  * - Opens nothing but files of /proc, which raises no permission events.
- * - A new table: marks are added, the table is switched between two events, then marks that it does not need are removed. If a mark
- *   cannot be set, those added are taken away again and the old table stays.
+ * - A new table: marks are added, the table is switched between two events, and marks that it does not need are removed a second
+ *   later. If a mark cannot be set, those added are taken away again and the old table stays.
  * - Ends with the watcher (PR_SET_PDEATHSIG and the end of its socket). The group closes then and the kernel lets everything
  *   pending go: fail-open, reported by whoever is left.
  */
@@ -26,6 +26,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "live_marks.h"
 #include "mounts.h"
 #include "process.h"
 
@@ -34,22 +35,13 @@
 #define GROUP_FLAGS                                                                                                                \
 	(FAN_CLASS_CONTENT | FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS | FAN_REPORT_TID)
 
-/* A mark that is set. device and inode tell what it is on, since its path may lead elsewhere by now. */
-struct live_mark {
-	dev_t device;
-	ino_t inode; /* 0 for a file system */
-	uint64_t mask;
-	const char *path; /* in the table that asked for it */
-};
-
 struct worker {
 	const struct worker_setup *setup;
 	int group;
 	struct table table;
 	const void *mapped; /* NULL before the first table */
 	size_t mapped_size;
-	struct live_mark *marks;
-	uint32_t n_marks;
+	struct live_marks marks;
 	uint32_t *dropped; /* by rule: alerts that did not fit */
 	uint32_t dropped_total, dropped_before; /* not yet told; of rules of earlier tables */
 	struct mounts mounts;
@@ -246,111 +238,6 @@ static void answer_all(struct worker *w)
 
 /* ---- Tables ---- */
 
-static int by_object(const void *a, const void *b)
-{
-	const struct live_mark *x = a, *y = b;
-
-	if (x->device != y->device)
-		return x->device < y->device ? -1 : 1;
-	return (x->inode > y->inode) - (x->inode < y->inode);
-}
-
-static unsigned int mark_flags(const struct live_mark *m, unsigned int verb)
-{
-	return verb | (m->inode == 0 ? FAN_MARK_FILESYSTEM : 0);
-}
-
-/* The mask on a file system is only for events; on a directory it is for what is in it. */
-static uint64_t full_mask(const struct live_mark *m)
-{
-	return m->mask | FAN_ONDIR | (m->inode == 0 ? 0 : FAN_EVENT_ON_CHILD);
-}
-
-static bool still_there(const struct live_mark *m)
-{
-	struct stat s;
-
-	return stat(m->path, &s) == 0 && s.st_dev == m->device && (m->inode == 0 || s.st_ino == m->inode);
-}
-
-/* Remove from old what new does not want. new is sorted. */
-static void remove_marks(struct worker *w, const struct live_mark *old, uint32_t n_old, const struct live_mark *new, uint32_t n_new)
-{
-	for (uint32_t i = 0; i < n_old; i++) {
-		const struct live_mark *wanted = bsearch(&old[i], new, n_new, sizeof(*new), by_object);
-		uint64_t surplus = old[i].mask & ~(wanted ? wanted->mask : 0);
-		uint64_t mask = wanted ? surplus : full_mask(&old[i]);
-
-		COUNT(w->setup->shared->worker_beat);
-		/* A mark whose path leads elsewhere now stays: it costs a look-up and changes no decision. */
-		if (surplus != 0 && still_there(&old[i]))
-			fanotify_mark(w->group, mark_flags(&old[i], FAN_MARK_REMOVE), mask, AT_FDCWD, old[i].path);
-	}
-}
-
-/* Returns 1 when set, 0 when it could be left out, -1 on error. */
-static int add_mark(struct worker *w, const struct table *t, const struct mark *wanted, struct live_mark *m)
-{
-	struct stat s;
-
-	m->path = table_bytes(t, wanted->path);
-	m->mask = wanted->mask;
-	m->inode = wanted->flags & MARK_FILESYSTEM ? 0 : 1;
-	if (fanotify_mark(w->group, mark_flags(m, FAN_MARK_ADD), full_mask(m), AT_FDCWD, m->path) != 0 || stat(m->path, &s) != 0)
-		return wanted->flags & MARK_OPTIONAL ? 0 : -1;
-	m->device = s.st_dev;
-	m->inode = wanted->flags & MARK_FILESYSTEM ? 0 : s.st_ino;
-	return 1;
-}
-
-/* Several marks on one object become one with all their bits. */
-static uint32_t merge_marks(struct live_mark *marks, uint32_t n)
-{
-	uint32_t kept = 0;
-
-	qsort(marks, n, sizeof(*marks), by_object);
-	for (uint32_t i = 0; i < n; i++) {
-		if (kept > 0 && by_object(&marks[kept - 1], &marks[i]) == 0)
-			marks[kept - 1].mask |= marks[i].mask;
-		else
-			marks[kept++] = marks[i];
-	}
-	return kept;
-}
-
-static void fail(struct control *reply, int error, const char *doing, const char *on)
-{
-	reply->error = error;
-	snprintf(reply->text, sizeof(reply->text), "%s%s%.180s", doing, *on ? " " : "", on);
-}
-
-static bool add_marks(struct worker *w, const struct table *t, struct live_mark **marks, uint32_t *n, struct control *reply)
-{
-	*n = 0;
-	*marks = calloc(t->head->marks.count + 1, sizeof(**marks));
-	if (!*marks) {
-		fail(reply, ENOMEM, "remember marks", "");
-		return false;
-	}
-	for (uint32_t i = 0; i < t->head->marks.count; i++) {
-		int set = add_mark(w, t, &t->marks[i], &(*marks)[*n]);
-
-		COUNT(w->setup->shared->worker_beat);
-		if (set < 0) {
-			int error = errno;
-
-			*n = merge_marks(*marks, *n);
-			remove_marks(w, *marks, *n, w->marks, w->n_marks);
-			free(*marks);
-			fail(reply, error, "watch", table_bytes(t, t->marks[i].path));
-			return false;
-		}
-		*n += (uint32_t)set;
-	}
-	*n = merge_marks(*marks, *n);
-	return true;
-}
-
 static const void *map_table(int fd, size_t *size, struct control *reply)
 {
 	int seals = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
@@ -358,14 +245,14 @@ static const void *map_table(int fd, size_t *size, struct control *reply)
 	void *at;
 
 	if (fd < 0 || fcntl(fd, F_GET_SEALS) != seals || fstat(fd, &s) != 0) {
-		fail(reply, EINVAL, "table is not a sealed memory file", "");
+		control_fail(reply, EINVAL, "table is not a sealed memory file", "");
 		return NULL;
 	}
 	*size = (size_t)s.st_size;
 	at = *size ? mmap(NULL, *size, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0) : MAP_FAILED;
 	if (at != MAP_FAILED)
 		return at;
-	fail(reply, *size ? errno : EINVAL, "map the table", "");
+	control_fail(reply, *size ? errno : EINVAL, "map the table", "");
 	return NULL;
 }
 
@@ -386,8 +273,8 @@ static void use_table(struct worker *w, int fd, struct control *reply)
 {
 	size_t size = 0, old_size = w->mapped_size;
 	const void *mapped = map_table(fd, &size, reply), *old_mapped = w->mapped;
-	struct live_mark *marks = NULL, *old = w->marks;
-	uint32_t n = 0, n_old = w->n_marks, *dropped = NULL;
+	struct mark_list marks = {0};
+	uint32_t *dropped = NULL;
 	struct table t = {0};
 	const char *wrong;
 
@@ -396,19 +283,16 @@ static void use_table(struct worker *w, int fd, struct control *reply)
 	wrong = table_open(&t, mapped, size);
 	if (!wrong)
 		dropped = calloc(t.head->rules.count + 1, sizeof(*dropped));
-	if (wrong || !dropped || !add_marks(w, &t, &marks, &n, reply)) {
+	if (wrong || !dropped || !marks_add(&w->marks, w->group, &t, &marks, reply, w->setup->shared)) {
 		if (wrong || !dropped)
-			fail(reply, wrong ? EINVAL : ENOMEM, wrong ? wrong : "count drops", "");
+			control_fail(reply, wrong ? EINVAL : ENOMEM, wrong ? wrong : "count drops", "");
 		free(dropped);
 		table_close(&t);
 		munmap((void *)mapped, size);
 		return;
 	}
 	take_over(w, &t, mapped, size, dropped);
-	w->marks = marks;
-	w->n_marks = n;
-	remove_marks(w, old, n_old, marks, n);
-	free(old);
+	marks_switch(&w->marks, &marks);
 	if (old_mapped)
 		munmap((void *)old_mapped, old_size);
 }
@@ -446,6 +330,7 @@ static int turn(struct worker *w)
 			return 0;
 		if (w->dropped_total > 0)
 			tell_all_dropped(w);
+		marks_drop_stale(&w->marks, w->group, w->setup->shared);
 		COUNT(w->setup->shared->worker_beat);
 	}
 }
@@ -466,7 +351,7 @@ int worker_run(const struct worker_setup *setup)
 
 		if (control_receive(setup->control, &message, &fd)) {
 			reply.generation = message.generation;
-			fail(&reply, error, w.group < 0 ? "fanotify_init" : "open /proc/self/mountinfo", "");
+			control_fail(&reply, error, w.group < 0 ? "fanotify_init" : "open /proc/self/mountinfo", "");
 			control_send(setup->control, &reply, -1);
 		}
 		return 2;
