@@ -72,6 +72,11 @@ def resolve(rules: RuleSet, realpath: Callable[[str], str]) -> Resolved:
         return found if not path.endswith("/") else found.rstrip("/") + "/"
 
     resolved = tuple(_rule(rule, follow) for rule in rules.rules)
+    # The directories of exact targets too: marks are set on them, and another may take the place of one.
+    exact = [
+        rule.target.value for rule in rules.rules if isinstance(rule.target, PathTarget) and rule.target.how is PathKind.EXACT
+    ]
+    watched.update(os.path.dirname(path) for path in exact)  # noqa: PTH120 - a string in, a string out
     return Resolved(msgspec.structs.replace(rules, rules=resolved), tuple(sorted(watched)))
 
 

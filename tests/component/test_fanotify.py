@@ -54,6 +54,20 @@ def test_blocked_program_does_not_start_and_the_alert_says_who_what_and_why(node
     assert alert.ts > 0
 
 
+def test_alert_tells_the_arguments_of_a_process_that_still_runs(node):
+    secret = node.write("data/secret")
+    node.apply(node.file_rule(exact(secret)))
+    script = f"{{ true <{secret}; }} 2>/dev/null; read line; : marker-7"
+
+    with subprocess.Popen(["/bin/sh", "-c", script], stdin=subprocess.PIPE) as child:
+        alert = wait_for(lambda: node.alerts(object=str(secret)), "the alert")[0]
+        child.communicate(b"go on\n")
+
+    assert alert.actor.args == ("/bin/sh", "-c", script)
+    assert alert.actor.pid == child.pid
+    assert alert.actor.unit.startswith("/")
+
+
 def test_blocked_file_cannot_be_opened_and_its_neighbour_can(node):
     secret, public = node.write("data/secret"), node.write("data/public")
 
@@ -216,6 +230,16 @@ def test_symbolic_and_hard_links_do_not_escape(node):
     assert not node.reads(node.root / "later")
 
 
+def test_open_file_whose_name_was_removed_is_still_known_by_it(node):
+    secret = node.write("data/secret")
+    os.link(secret, node.root / "kept")
+    node.apply(node.file_rule(directory(node.root / "data"), read_only=True))
+    script = f"exec 3<{secret}; rm {secret}; echo x >>/proc/self/fd/3"
+
+    assert not node.executes("/bin/sh", "-c", script)
+    assert (node.root / "kept").read_text() == "content\n"
+
+
 def test_bind_mount_of_a_file_does_not_escape(node):
     secret, place = node.write("data/secret"), node.write("place")
     node.apply(node.file_rule(exact(secret)))
@@ -373,6 +397,17 @@ def test_hung_worker_is_killed_so_that_the_node_goes_on(node):
     assert states == ["hung", "restarted"]
     assert not node.reads(secret)
     assert node.enforcer.status().counters["hung"] == 1
+
+
+def test_watcher_that_stands_still_is_seen_in_the_status_and_enforcement_goes_on(node):
+    secret = node.write("data/secret")
+    node.apply(node.file_rule(exact(secret)))
+    os.kill(node.watcher_pid(), signal.SIGSTOP)
+
+    wait_for(lambda: not node.enforcer.status().healthy, "it is told")
+    assert not node.reads(secret)
+    os.kill(node.watcher_pid(), signal.SIGCONT)
+    wait_for(lambda: node.enforcer.status().healthy, "it is well again")
 
 
 def test_end_of_the_agent_ends_the_responder(node):

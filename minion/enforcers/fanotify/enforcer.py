@@ -31,7 +31,7 @@ from garrison.common.policy.rules import Entity, PathKind, PathTarget, Rule, Rul
 from garrison.minion.enforcers.base import Emit, Enforcer, EnforcerStatus, Probe
 from garrison.minion.enforcers.fanotify.marks import Files, NodeFiles, plan_marks, why_unwatchable
 from garrison.minion.enforcers.fanotify.process import BINARY, Responder
-from garrison.minion.enforcers.fanotify.records import Lapse, Record, Type, decode_record, event_of
+from garrison.minion.enforcers.fanotify.records import decode_record, event_of
 from garrison.minion.enforcers.fanotify.reports import NAME, is_enforceable, report
 from garrison.minion.enforcers.fanotify.table import FileId, build_table
 
@@ -117,7 +117,8 @@ class FanotifyEnforcer(Enforcer):
             return EnforcerStatus(backend=NAME, healthy=not detail and self.probe().ok, detail=detail or self.probe().reason)
         counters = responder.counters()
         counters["restarts"] += self._restarts
-        detail = self._lapse or self._silence(counters.pop("watcher_beat"))
+        lapsed = "the responder's worker is gone; another is being started" if counters.pop("lapsed") else ""
+        detail = self._lapse or lapsed or self._silence(counters.pop("watcher_beat"))
         for internal in ("worker_beat", "worker_pid"):
             counters.pop(internal)
         return EnforcerStatus(backend=NAME, healthy=not detail, detail=detail, counters=counters)
@@ -144,13 +145,8 @@ class FanotifyEnforcer(Enforcer):
             except FrameError as err:
                 _log.error("record=damaged error=%s", err)
                 continue
-            self._note(record)
             self._emit(event_of(record, self._rules))
         self._revive(responder)
-
-    def _note(self, record: Record) -> None:
-        if record.type == Type.LAPSE:
-            self._lapse = "" if record.status == Lapse.RESTARTED else f"the responder lapsed: {Lapse(record.status).name.lower()}"
 
     def _revive(self, dead: Responder) -> None:
         """Start another responder with the last table, for as long as it takes, unless ``dead`` was ended on purpose."""

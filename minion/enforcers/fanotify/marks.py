@@ -4,6 +4,8 @@ Rules of this file:
 - Narrow where rules name files or single directories: other opens then cost nothing. The mark on the directory catches a file
   that is put in the place of another, the mark on the file catches its other names.
 - Wide, the whole file system, where a rule reaches below a directory, names programs, or makes an allow-list.
+- FUSE file systems are watched only where a rule names a path on them: the kernel opens an event's file for the responder, so
+  whoever serves one could hang it.
 - Directories that do not exist yet are covered by the file system in which they would be made.
 Owns: where marks go. Does not own: what a rule means, setting the marks (the responder).
 """
@@ -174,12 +176,16 @@ class _Plan:
         if holder.fstype not in _UNWATCHABLE:
             self._widen(holder.at, mask, optional=False)
         for mount in self._mounts.values():
-            if mount.at.startswith(prefix) and mount.at != holder.at and mount.fstype not in _INTERFACES:
+            if mount.at.startswith(prefix) and mount.at != holder.at and mount.fstype not in _INTERFACES and not _is_fuse(mount):
                 self._widen(mount.at, mask, optional=True)
 
     def _widen(self, at: str, mask: int, *, optional: bool) -> None:
         old_mask, old_optional = self._wide.get(at, (0, True))
         self._wide[at] = (old_mask | mask, optional and old_optional)
+
+
+def _is_fuse(mount: Mount) -> bool:
+    return mount.fstype.partition(".")[0] in {"fuse", "fuseblk"}
 
 
 def _unescape(text: str) -> str:

@@ -122,22 +122,22 @@ static uint32_t shown_path(int fd, char path[PATH_BYTES])
 	return (uint32_t)got;
 }
 
-/* A file without a name left keeps the last one it had. */
-static uint32_t without_deleted(const struct stat *target, char path[PATH_BYTES], uint32_t len)
-{
-	static const char suffix[] = " (deleted)";
-	uint32_t cut = sizeof(suffix) - 1;
-
-	if (target->st_nlink == 0 && len > cut && memcmp(path + len - cut, suffix, cut) == 0)
-		path[len -= cut] = '\0';
-	return len;
-}
-
 static bool same_file(const char *path, const struct stat *target)
 {
 	struct stat named;
 
 	return stat(path, &named) == 0 && named.st_dev == target->st_dev && named.st_ino == target->st_ino;
+}
+
+/* A file that lost the name it was opened by keeps it for us. A file may also be called so: then the name leads to it. */
+static uint32_t without_deleted(const struct stat *target, char path[PATH_BYTES], uint32_t len)
+{
+	static const char suffix[] = " (deleted)";
+	uint32_t cut = sizeof(suffix) - 1;
+
+	if (len > cut && memcmp(path + len - cut, suffix, cut) == 0 && !same_file(path, target))
+		path[len -= cut] = '\0';
+	return len;
 }
 
 /* Look the file's handle up in our mounts of its file system. */
@@ -182,7 +182,6 @@ uint32_t mounts_path(struct mounts *m, int fd, struct stat *target, char path[PA
 	target->st_dev = makedev(x.stx_dev_major, x.stx_dev_minor);
 	target->st_ino = x.stx_ino;
 	target->st_uid = x.stx_uid;
-	target->st_nlink = x.stx_nlink;
 	len = shown_path(fd, path);
 	if ((x.stx_mask & STATX_MNT_ID) && is_ours(m, (int)x.stx_mnt_id))
 		return len ? without_deleted(target, path, len) : 0;

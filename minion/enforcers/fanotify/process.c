@@ -4,6 +4,8 @@
  * - The thread sleeps in the kernel, so what describes its system call cannot change; its memory can, through other threads.
  *   So flags passed in registers are trusted, flags passed in memory (openat2) are not.
  * - Nothing here opens a file outside /proc: an open on a watched file system would wait for ourselves.
+ * - That memory can be backed by something slow on purpose (FUSE): reading it may then end in the watcher's hands. It is read for
+ *   listed arguments and for refused loaders only.
  * - A fact that cannot be told is reported as unknown; table.c counts it against the operation.
  */
 #define _GNU_SOURCE

@@ -102,12 +102,13 @@ static void tell_lapse(const struct watcher *w, enum lapse lapse, int detail)
 	struct record r = {.type = RECORD_LAPSE, .rule = NONE, .status = (int32_t)lapse, .count = (uint32_t)detail};
 	struct timespec now;
 
+	WRITE(w->setup.shared->lapsed, lapse != LAPSE_RESTARTED);
 	clock_gettime(CLOCK_REALTIME, &now);
 	r.ts_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	r.mono_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 	r.pid = w->worker_pid;
-	send(w->setup.records, &r, sizeof(r), MSG_DONTWAIT | MSG_NOSIGNAL); /* shared->restarts tells it too */
+	send(w->setup.records, &r, sizeof(r), MSG_DONTWAIT | MSG_NOSIGNAL); /* shared->lapsed tells it too */
 }
 
 static void reply(const struct watcher *w, uint32_t generation, int error, const char *text)
@@ -266,6 +267,7 @@ static void from_worker(struct watcher *w)
 	if (message.error == 0 && w->pending >= 0) {
 		if (w->last >= 0)
 			close(w->last);
+		WRITE(w->setup.shared->lapsed, 0);
 		w->last = w->pending;
 		w->last_generation = w->pending_generation;
 	} else if (w->pending >= 0) {

@@ -57,6 +57,7 @@ struct shared {
 	uint64_t worker_beat, watcher_beat; /* rise while they turn */
 	uint64_t generation, worker_pid;
 	uint64_t opens, execs, blocks, audits, dropped, unresolved, exempted, restarts, hung;
+	uint64_t lapsed; /* 1 while a worker that held a table is gone */
 };
 #define SHARED_BYTES 4096u
 
