@@ -84,6 +84,8 @@ class EnforcerStack:
 
     def probe(self) -> dict[str, Probe]:
         """Return what each backend's probe found; probed once."""
+        if self._probes is not None:
+            return self._probes  # without the lock: status is asked for while rules are applied
         with self._lock:
             if self._probes is None:
                 self._probes = {backend.name: backend.probe() for backend in self._backends}

@@ -292,6 +292,30 @@ def test_path_too_long_to_be_told_is_refused_where_a_block_rule_could_apply(node
     assert "PermissionError" in done.stderr
 
 
+_AGENT_ELSEWHERE = """
+import pathlib, sys
+from garrison.common.policy.rules import *
+from garrison.minion.enforcers.fanotify import FanotifyEnforcer
+enforcer = FanotifyEnforcer(lambda event: None, runtime_dir=pathlib.Path(sys.argv[1]))
+target = PathTarget(how=PathKind.EXACT, value=sys.argv[2])
+enforcer.apply(RuleSet(rules=(Rule(id="p/1", policy="p", entity=Entity.FILE, verdict=Verdict.BLOCK, target=target),)))
+import subprocess
+print(subprocess.run(["cat", sys.argv[2]], capture_output=True).returncode, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_processes_outside_the_agents_pid_namespace_are_not_its_business(node):
+    secret = node.write("data/secret")
+    unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    agent = [*unshare, sys.executable, "-c", _AGENT_ELSEWHERE, str(node.root / "run"), str(secret)]
+
+    with subprocess.Popen(agent, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stdout.readline() == b"1\n", "inside it is refused"
+        assert node.reads(secret)
+        running.communicate()
+
+
 # ---- What it says it cannot do ------------------------------------------------------------------------------------------
 def test_rule_for_labelled_workloads_and_for_proc_are_impossible_with_a_reason(node):
     labelled = node.file_rule(exact("/srv/a"), scope=WorkloadScope(labels=("app=web",)))

@@ -177,15 +177,21 @@ uint32_t mounts_path(struct mounts *m, int fd, struct stat *target, char path[PA
 
 	if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_MNT_ID, &x) != 0) {
 		memset(target, 0, sizeof(*target));
+		path[0] = '\0';
 		return 0;
 	}
 	target->st_dev = makedev(x.stx_dev_major, x.stx_dev_minor);
 	target->st_ino = x.stx_ino;
 	target->st_uid = x.stx_uid;
 	len = shown_path(fd, path);
+	if (len == 0)
+		path[0] = '\0';
 	if ((x.stx_mask & STATX_MNT_ID) && is_ours(m, (int)x.stx_mnt_id))
 		return len ? without_deleted(target, path, len) : 0;
 	if (len > 0 && same_file(path, target))
 		return len;
-	return path_by_handle(m, fd, target, path);
+	len = path_by_handle(m, fd, target, path);
+	if (len == 0 && shown_path(fd, path) == 0)
+		path[0] = '\0';
+	return len;
 }

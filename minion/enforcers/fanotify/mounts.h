@@ -20,7 +20,8 @@ struct mounts {
 bool mounts_open(struct mounts *m);
 void mounts_reload(struct mounts *m);
 
-/* Resolve the file behind fd into path. Returns its length, 0 when it has no name here that can be trusted. Fills target. */
+/* Resolve the file behind fd into path. Returns its length, 0 when it has no name here that can be trusted: path then holds what
+ * the kernel shows, if anything. Fills device, inode and owner of target. */
 uint32_t mounts_path(struct mounts *m, int fd, struct stat *target, char path[PATH_BYTES]);
 
 #endif

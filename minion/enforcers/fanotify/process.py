@@ -27,7 +27,7 @@ __all__ = ["BINARY", "COUNTERS", "Responder"]
 BINARY: Final = Path(__file__).with_name("responder")
 COUNTERS: Final = (  # struct shared in wire.h
     *("worker_beat", "watcher_beat", "generation", "worker_pid"),
-    *("opens", "execs", "blocks", "audits", "dropped", "unresolved", "exempted", "restarts", "hung", "lapsed"),
+    *("opens", "execs", "blocks", "audits", "dropped", "unresolved", "exempted", "restarts", "hung", "foreign", "lapsed"),
 )
 _CONTROL: Final = struct.Struct("<IIiI240s")
 _MSG_TABLE, _MSG_RESULT = 1, 2

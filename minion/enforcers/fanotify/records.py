@@ -99,10 +99,17 @@ def decode_record(raw: bytes) -> Record:
     for length in (path_len, exe_len, cwd_len):
         texts.append(os.fsdecode(raw[at : at + length]).encode(errors="replace").decode())
         at += length
-    if at != len(raw) or fields[3] >= len(_OPERATIONS) or fields[4] >= len(VERDICTS):
-        raise FrameError("a record of the responder does not hold what it says")
     fields[5] = Flag(fields[5])
-    return Record(**dict(zip(Record.__struct_fields__, [*fields, *texts], strict=True)))
+    record = Record(**dict(zip(Record.__struct_fields__, [*fields, *texts], strict=True)))
+    if at != len(raw) or not _is_known(record):
+        raise FrameError("a record of the responder does not hold what it says")
+    return record
+
+
+def _is_known(record: Record) -> bool:
+    if record.type == Type.LAPSE:
+        return record.status in set(Lapse)
+    return record.type in set(Type) and record.entity < len(_OPERATIONS) and record.verdict < len(VERDICTS)
 
 
 def event_of(record: Record, rules: Mapping[int, Sequence[Rule]]) -> Event:

@@ -304,8 +304,13 @@ static void watch(struct watcher *w)
 			next = now_ms() + TICK_MS;
 		}
 	}
-	if (w->worker >= 0)
+	if (w->worker >= 0) {
+		struct pollfd gone = {w->worker_gone, POLLIN, 0};
+
 		kill(w->worker_pid, SIGKILL);
+		poll(&gone, 1, 1000); /* so that whoever waits for us knows that enforcement has ended */
+		waitpid(w->worker_pid, NULL, WNOHANG);
+	}
 }
 
 static void prepare(void)

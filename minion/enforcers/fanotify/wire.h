@@ -38,7 +38,7 @@ enum record_flag {
 	RECORD_BY_POSTURE = 1,
 	RECORD_WRITE = 2,	   /* opened for writing, as far as a rule asked */
 	RECORD_EXEMPT = 4,	   /* would have been refused, but never-deny processes are not */
-	RECORD_PATH_UNKNOWN = 8,   /* path is empty or what the kernel said without us being able to trust it */
+	RECORD_PATH_UNKNOWN = 8,   /* path is what the kernel shows, which leads elsewhere here, or empty */
 	RECORD_SOURCE_UNKNOWN = 16, /* a rule asked for the acting program and it could not be told */
 };
 
@@ -57,7 +57,8 @@ struct shared {
 	uint64_t worker_beat, watcher_beat; /* rise while they turn */
 	uint64_t generation, worker_pid;
 	uint64_t opens, execs, blocks, audits, dropped, unresolved, exempted, restarts, hung;
-	uint64_t lapsed; /* 1 while a worker that held a table is gone */
+	uint64_t foreign; /* events of processes outside our PID namespace, let pass */
+	uint64_t lapsed;  /* 1 while a worker that held a table is gone */
 };
 #define SHARED_BYTES 4096u
 

@@ -182,6 +182,7 @@ static struct decision judge(struct worker *w, const struct fanotify_event_metad
 	r->path_len = (uint16_t)op.path_len;
 	r->flags = (uint16_t)(d.by_posture ? RECORD_BY_POSTURE : 0);
 	if (op.path_len == 0) {
+		r->path_len = (uint16_t)strlen(w->path);
 		r->flags |= RECORD_PATH_UNKNOWN;
 		COUNT(w->setup->shared->unresolved);
 	}
@@ -203,7 +204,10 @@ static void answer(struct worker *w, const struct fanotify_event_metadata *event
 
 	if (event->fd < 0) /* the kernel has answered for us */
 		return;
-	if (w->mapped && (event->mask & (FAN_OPEN_PERM | FAN_OPEN_EXEC_PERM))) {
+	/* pid 0: outside our PID namespace, so not of this node. File systems may be shared with what is. */
+	if (event->pid == 0) {
+		COUNT(w->setup->shared->foreign);
+	} else if (w->mapped && (event->mask & (FAN_OPEN_PERM | FAN_OPEN_EXEC_PERM))) {
 		struct decision d = judge(w, event, &r);
 
 		response.response = d.verdict == BLOCK ? FAN_DENY : FAN_ALLOW;

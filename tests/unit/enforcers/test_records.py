@@ -66,7 +66,7 @@ def test_lapse_is_told_as_tampering(status, state):
     assert (event.kind, event.data["state"]) == (Kind.TAMPER, state)
 
 
-@pytest.mark.parametrize("damaged", [b"", raw()[:-1], raw() + b"x", raw(verdict=9)])
+@pytest.mark.parametrize("damaged", [b"", raw()[:-1], raw() + b"x", raw(verdict=9), raw(kind=9), raw(kind=3, status=9)])
 def test_damaged_record_is_an_error(damaged):
     with pytest.raises(FrameError):
         decode_record(damaged)
