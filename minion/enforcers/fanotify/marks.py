@@ -21,6 +21,7 @@ from typing import Final, Protocol
 import msgspec
 
 from garrison.common.policy.glob import expand_braces, literal_prefix
+from garrison.common.policy.match import makes_list
 from garrison.common.policy.rules import Entity, PathKind, PathTarget, Rule, Verdict
 from garrison.minion.enforcers.fanotify.table import FileId, Mark
 
@@ -127,7 +128,9 @@ class _Plan:
         mask, target = _MASKS.get(rule.entity, 0), rule.target
         if not mask or not isinstance(target, PathTarget):
             return
-        if rule.verdict is Verdict.ALLOW or target.how is PathKind.NAME:
+        if rule.verdict is Verdict.ALLOW and not makes_list(rule):
+            return  # what it exempts from is watched for the sake of the rule that refuses it
+        if makes_list(rule) or target.how is PathKind.NAME:
             self._tree("/", mask)  # what an allow-list does not name can be anywhere
         elif target.how is PathKind.GLOB:
             for part in expand_braces(target.value):

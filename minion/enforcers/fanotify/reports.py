@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from garrison.common.frames import RuleReport
-from garrison.common.policy.match import posture_of
+from garrison.common.policy.match import makes_list, posture_of
 from garrison.common.policy.rules import Entity, HostScope, Mode, PathTarget, Posture, Postures, Rule, RuleStatus, Verdict
 from garrison.minion.enforcers.fanotify.table import ENTITIES
 
@@ -37,6 +37,8 @@ def report(rule: Rule, postures: Postures, why_unwatchable: Callable[[Rule], str
 
 
 def _status(rule: Rule, postures: Postures) -> tuple[RuleStatus, str]:
+    if rule.verdict is Verdict.ALLOW and not makes_list(rule):
+        return RuleStatus.ENFORCED, ""
     if not _refuses(rule, postures):
         return RuleStatus.AUDITED, _OPENS_SEEN if rule.entity is Entity.FILE else ""
     reasons = [_OPENS_ONLY] * (rule.entity is Entity.FILE) + [_ARGS] * (rule.allowed_args is not None)

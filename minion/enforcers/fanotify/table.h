@@ -47,7 +47,7 @@ struct section {
 
 struct entity_head {
 	uint32_t blocks;	 /* words: count, all block rules: they may apply to a path that cannot be told */
-	uint32_t any_allow;	 /* smallest allow rule without sources, or NONE */
+	uint32_t any_allow;	 /* smallest rule without sources that makes an allow-list, or NONE */
 	uint32_t enforced_allow; /* the same among those in mode enforce */
 	uint8_t posture_block;
 	uint8_t has_sources; /* some rule asks for the acting program */

@@ -20,7 +20,7 @@ import msgspec
 
 from garrison.common.errors import CompileError
 from garrison.common.policy.glob import expand_braces, literal_prefix
-from garrison.common.policy.match import posture_of
+from garrison.common.policy.match import makes_list, posture_of
 from garrison.common.policy.rules import Entity, Mode, PathKind, PathTarget, Posture, Rule, RuleSet, Source, Verdict
 from garrison.minion.enforcers.fanotify.globs import compile_glob
 
@@ -253,10 +253,10 @@ class _Builder:
 
 
 def _smallest_allows(rules: Sequence[Rule]) -> dict[tuple[Entity, tuple[Source, ...]], tuple[int, int]]:
-    """Return by entity and sources the smallest allow rule, and the smallest in mode enforce."""
+    """Return by entity and sources the smallest rule that makes an allow-list, and the smallest in mode enforce."""
     found: dict[tuple[Entity, tuple[Source, ...]], tuple[int, int]] = {}
     for number, rule in enumerate(rules):
-        if rule.verdict is Verdict.ALLOW:
+        if makes_list(rule):
             any_allow, enforced = found.get((rule.entity, rule.sources), (NONE, NONE))
             mine = number if rule.mode is Mode.ENFORCE else NONE
             found[rule.entity, rule.sources] = (min(any_allow, number), min(enforced, mine))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from garrison.common.policy.rules import Entity, PathKind, PathTarget, Rule, Verdict
@@ -59,6 +60,12 @@ def planned(*rules: Rule) -> set[tuple[str, bool, int]]:
 )
 def test_marks_are_as_narrow_as_the_rule_lets_them_be(made, expected):
     assert {(path, wide) for path, wide, _ in planned(made)} == expected
+
+
+def test_rule_that_only_exempts_needs_no_marks_of_its_own():
+    made = rule(PathKind.DIRECTORY, "/", verdict=Verdict.ALLOW, recursive=True)
+
+    assert planned(msgspec.structs.replace(made, exempts=True)) == set()
 
 
 def test_program_rules_do_not_slow_down_opens():

@@ -78,6 +78,7 @@ def rules(draw) -> Rule:
         no_tty=draw(st.booleans()),
         allowed_args=draw(st.none() | args),
         mode=draw(st.sampled_from(list(Mode))),
+        exempts=draw(st.booleans()),
     )
 
 
