@@ -144,9 +144,10 @@ void marks_switch(struct live_marks *l, struct mark_list *added)
 	struct mark_list stale = {calloc(l->wanted.count + l->stale.count + 1, sizeof(*stale.items)), 0};
 
 	if (stale.items) {
-		memcpy(stale.items, l->wanted.items, l->wanted.count * sizeof(*stale.items));
-		memcpy(stale.items + l->wanted.count, l->stale.items, l->stale.count * sizeof(*stale.items));
-		stale.count = l->wanted.count + l->stale.count;
+		for (uint32_t i = 0; i < l->wanted.count; i++)
+			stale.items[stale.count++] = l->wanted.items[i];
+		for (uint32_t i = 0; i < l->stale.count; i++)
+			stale.items[stale.count++] = l->stale.items[i];
 		merge_marks(&stale);
 		free(l->wanted.items);
 		free(l->stale.items);
