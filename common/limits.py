@@ -20,7 +20,16 @@ HEARTBEAT_S: Final = 5.0  # libzmq PING interval
 PEER_DEAD_S: Final = 20.0  # no traffic for this long: the peer is gone
 HANDSHAKE_MAX_S: Final = 10.0  # slow-loris: a connection that has not finished CURVE by then is closed
 RECONNECT_MIN_S: Final = 0.5
-RECONNECT_MAX_S: Final = 30.0
+RECONNECT_MAX_S: Final = 30.0  # after a refusal: the master has something to do with every attempt
+UNREACHABLE_MAX_S: Final = 4.0  # between attempts that reach nobody: they cost a packet and decide how soon a link heals
+CONNECT_MAX_S: Final = 5.0  # TCP connect; covers two lost SYNs, and bounds what a cut costs after it has healed
+IDLE_PING_S: Final = 8.0  # nothing sent for this long: a Ping, so that the peer hears from us twice in PEER_DEAD_S
+ACK_MAX_S: Final = 120.0  # a batch unacknowledged for this long: the connection is made anew and the batch sent again
+LINGER_S: Final = 0.2  # lanes other than ALERT wait this long for company when the pipe is idle
+CHUNK_MAX_S: Final = 15.0  # a requested chunk that has not come by then is asked for again
+CHUNKS_IN_FLIGHT: Final = 4  # requested at once: fills 256 KiB of a long path
+FETCH_MAX_S: Final = 600.0  # without any progress, over all reconnects, before a fetch gives up
+LINK_WORKS_MAX: Final = 512  # jobs and assignments of the master in work at once; more is refused
 PENDING_KEYS_MAX: Final = 256  # refused keys remembered for `garrison nodes pending`
 
 # ---- Events ---------------------------------------------------------------------------------------------------------
@@ -48,6 +57,12 @@ ERROR_PASSES_MAX: Final = 200  # of all kinds per window and source that pass si
 SPOOL_COMMIT_MAX_S: Final = 0.010  # a lone alert is durable within 20 ms; half of it is waiting for company
 SPOOL_COMMIT_MAX_EVENTS: Final = 1_000  # 202 k events/s at 1,000 per commit measured against 134 k at 100
 SPOOL_QUEUE_MAX_EVENTS: Final = 50_000  # in memory before the writer; above it events become gap records
+SPOOL_QUEUE_MAX_BYTES: Final = 16 << 20  # the same in bytes: the agent promises to stay small
+SPOOL_SEGMENT_MAX_BYTES: Final = 64 << 10  # events stored as one row: what one damaged page can cost at most
+SPOOL_CHECK_MAX_BYTES: Final = 64 << 20  # checked whole at the start up to this size (0.2 s); larger ones as they are read
+SPOOL_RETRY_MAX_S: Final = 1.0  # between attempts to commit on a disk that refuses
+SPOOL_WAL_MAX_BYTES: Final = 4 << 20  # write-ahead log before it is checkpointed; a 32nd of a small spool
+SPOOL_REOPEN_SKIP: Final = 1 << 20  # numbers left unused at each opening: more than a lying disk can lose of the log's end
 
 # ---- Policy ---------------------------------------------------------------------------------------------------------
 POLICY_FILE_MAX_BYTES: Final = 1 << 20
@@ -86,6 +101,11 @@ JOB_OUTPUT_CHUNK_BYTES: Final = 32 << 10
 JOB_ARGV_MAX: Final = 1_024
 JOB_TIMEOUT_MAX_S: Final = 86_400.0
 JOBS_RUNNING_MAX: Final = 16  # on one node at once
+JOBS_WAITING_MAX: Final = 256  # accepted and not yet started; more is refused
+JOB_ENV_MAX: Final = 256  # variables given with a job
+JOB_KILL_AFTER_S: Final = 5.0  # from TERM to KILL
+JOBS_KEPT_MAX: Final = 4_096  # results in a node's journal: an id is not run twice as long as its result is kept
+JOBS_OUTPUT_KEPT_BYTES: Final = 64 << 20  # output in a node's journal, the newest jobs'
 
 # ---- API ------------------------------------------------------------------------------------------------------------
 API_BODY_MAX_BYTES: Final = 96 << 20  # a whole bundle in base64
