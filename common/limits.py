@@ -116,3 +116,11 @@ INVENTORY_MAX_BYTES: Final = 256 << 20  # what ansible-inventory prints; 10,000 
 INVENTORY_FILES_MAX: Final = 20_000  # beyond it nothing is remembered and each command asks Ansible
 INVENTORY_TIMEOUT_S: Final = 120.0  # dynamic inventories ask clouds that page slowly
 LIMIT_FILE_MAX_CHARS: Final = 4 << 20
+
+# ---- Master ---------------------------------------------------------------------------------------------------------
+SESSION_REQUESTS_MAX: Final = 32  # requests of one node in work at the master; more is a broken or hostile peer
+STORE_WAITING_MAX_BYTES: Final = 64 << 20  # batches not yet durable at the master; above it nothing is read from the link
+CLONE_PROBE_S: Final = 5.0  # how long the first holder of a key may take to answer when a second one shows up
+JOB_NODES_MAX: Final = 20_000  # in one job: twice the largest fleet of one master
+JOB_GRACE_S: Final = 30.0  # added to a job's timeout before a silent node counts as lost: stopping it and the way back
+API_QUERY_MAX_VALUES: Final = 256  # values of one filter
