@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from garrison.cli._text import harmless
 from garrison.cli.client import open_api
 from garrison.cli.console import out_console, print_json_line
 
@@ -68,8 +69,8 @@ def _print(lines: Iterable[bytes]) -> None:
         e = event_from_json(line)
         when = datetime.fromtimestamp(e.ts / 1e9).astimezone().strftime("%m-%d %H:%M:%S")
         verdict = f" [{_STYLE.get(e.verdict, '')}]{e.verdict}[/]" if e.verdict in _STYLE else ""
-        text = " ".join(part for part in (e.operation, _what(e), f"rule {e.rule}" if e.rule else "") if part)
-        console.print(f"{when} {e.node:14} {escape(e.kind):7}{verdict} {escape(text)}", soft_wrap=True)
+        text = harmless(" ".join(part for part in (e.operation, _what(e), f"rule {e.rule}" if e.rule else "") if part))
+        console.print(f"{when} {e.node:14} {escape(harmless(e.kind)):7}{verdict} {escape(text)}", soft_wrap=True)
 
 
 def _what(event: Any) -> str:

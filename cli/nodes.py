@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from garrison.cli._text import harmless
 from garrison.cli.client import open_api, segment
 from garrison.cli.console import err_console, out_console, print_json_line
 
@@ -112,8 +113,6 @@ def show_command(name: str, *, as_json: bool) -> None:
 
 
 def _print_nodes(nodes: list[dict[str, Any]]) -> None:
-    from rich.markup import escape
-
     if not nodes:
         err_console().print("no node was accepted yet; see `garrison nodes pending`")
         return
@@ -128,46 +127,42 @@ def _print_nodes(nodes: list[dict[str, Any]]) -> None:
             _generation(node),
             _apply_state(node),
             str(waiting) if waiting else "-",
-            escape(node["version"]) or "-",
+            _safe(node["version"]) or "-",
             node["address"] or "-",
-            escape(_note(node)) or "-",
+            _safe(_note(node)) or "-",
         )
     out_console().print(table)
 
 
 def _print_node(console: Console, node: dict[str, Any]) -> None:
-    from rich.markup import escape
-
     rows = {
         "node": f"{node['name']}   {node['fingerprint']}",
         "state": f"{_styled(node['state'], _STATE_STYLE)}   seen {_ago(node['last_seen'])}   from {node['address'] or '-'}",
         "generation": f"{_generation(node)}   {_apply_state(node)}",
         "bundle": node["bundle"] or "-",
-        "version": escape(node["version"]) or "-",
+        "version": _safe(node["version"]) or "-",
         "to send": ", ".join(f"{lane} {count}" for lane, count in node["unacked"].items() if count) or "nothing",
-        "note": escape(_note(node)) or "-",
+        "note": _safe(_note(node)) or "-",
     }
     for title, text in rows.items():
         console.print(f"{title:11} {text}", soft_wrap=True)
     for title in ("backends", "grains"):
         for key, text in sorted(node[title].items()):
-            console.print(f"{title[:-1]:11} {escape(key)}: {escape(text)}", soft_wrap=True)
+            console.print(f"{title[:-1]:11} {_safe(key)}: {_safe(text)}", soft_wrap=True)
     _print_rules(console, node["report"]["rules"])
 
 
 def _print_rules(console: Console, rules: list[dict[str, str]]) -> None:
-    from rich.markup import escape
-
     if not rules:
         return
     table = _table("rule", "status", "backend", "reason")
     rank = {status: number for number, status in enumerate(_RULE_WORST_FIRST)}
     for rule in sorted(rules, key=lambda r: (rank.get(r["status"], 0), r["rule"])):
         table.add_row(
-            escape(rule["rule"]),
+            _safe(rule["rule"]),
             _styled(rule["status"], _RULE_STYLE),
-            escape(rule["backend"]) or "-",
-            escape(rule["reason"]) or "-",
+            _safe(rule["backend"]) or "-",
+            _safe(rule["reason"]) or "-",
         )
     console.print(table)
 
@@ -179,10 +174,14 @@ def _table(*titles: str) -> Any:
 
 
 def _styled(text: str, styles: dict[str, str]) -> str:
+    style = styles.get(text)
+    return f"[{style}]{_safe(text)}[/]" if style else _safe(text)
+
+
+def _safe(text: str) -> str:
     from rich.markup import escape
 
-    style = styles.get(text)
-    return f"[{style}]{escape(text)}[/]" if style else escape(text)
+    return escape(harmless(text))
 
 
 def _generation(node: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Final, TextIO
 
 import click
 
+from garrison.cli._text import harmless
 from garrison.cli.client import Api, open_api, segment
 from garrison.cli.console import err_console, print_json_line
 
@@ -91,7 +92,7 @@ def outcome(node: dict[str, Any]) -> str:
     dropped = f", {node['dropped_bytes']} bytes of output dropped" if node["dropped_bytes"] else ""
     if node["status"] == "done":
         return f"exit code {node['exit_code']}{dropped}"
-    return f"{node['status']}{': ' + node['error'] if node['error'] else ''}{dropped}"
+    return f"{node['status']}{': ' + harmless(node['error']) if node['error'] else ''}{dropped}"
 
 
 def exit_code(nodes: list[dict[str, Any]]) -> int:
@@ -155,10 +156,6 @@ class _Printer:
 
     def _print(self, node: str, stream: int, line: str) -> None:
         target: TextIO = sys.stdout if stream == _STDOUT else sys.stderr
-        target.write(f"{node}: {_harmless(line)}\n")
+        shown = harmless(line.rstrip("\r"))
+        target.write(f"{node}: {shown}\n")
         target.flush()
-
-
-def _harmless(line: str) -> str:
-    # A node must not be able to move the operator's cursor or retitle the terminal.
-    return "".join(c if c.isprintable() or c == "\t" else "�" for c in line.rstrip("\r"))

@@ -133,7 +133,10 @@ class Collector:
                 await asyncio.wait_for(stop.wait(), TICK_S)
             except TimeoutError:
                 continue
+        self._port.pause()
         self._note_seen(self._sessions.all())
+        await asyncio.to_thread(self._store.flush)
+        await asyncio.sleep(0)  # what became durable is acked by callbacks that wait for their turn
         self._port.close(linger_ms=500)
         for task in self._tasks:
             task.cancel()

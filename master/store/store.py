@@ -70,6 +70,10 @@ class Store:
             reader.close()
         self._writer.close()
 
+    def flush(self) -> None:
+        """Wait until everything that was submitted so far is durable, or has failed."""
+        self._do(lambda _: None)
+
     @property
     def waiting_bytes(self) -> int:
         """Size of batches that are not yet durable."""
