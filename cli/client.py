@@ -7,6 +7,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -102,7 +103,9 @@ class Api:
     ) -> http.client.HTTPResponse:
         connection = _UnixConnection(self._path, timeout_s)
         try:
-            connection.request(method, target, body, {"Host": "master", "Connection": "close", **headers})
+            # A master that refuses a request may answer and close before it has read the body; its answer counts.
+            with contextlib.suppress(BrokenPipeError):
+                connection.request(method, target, body, {"Host": "master", "Connection": "close", **headers})
             response = connection.getresponse()
         except PermissionError as err:
             raise LinkError(f"{self._path} is not yours to use", hint="run this as the user that runs the master") from err

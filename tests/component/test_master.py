@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
+import contextlib
+import functools
 import json
 import os
 import shutil
@@ -18,7 +21,9 @@ import msgspec
 import pytest
 
 from fakes.peer import Peer, batch_of, event
+from garrison.cli.client import open_api
 from garrison.common import limits
+from garrison.common.errors import LinkError
 from garrison.common.events import Lane, encode_event
 from garrison.common.frames import (
     Ack,
@@ -43,6 +48,16 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 GARRISON = str(Path(sys.prefix) / "bin" / "garrison")
 
 
+@functools.cache
+def initialised() -> Path:
+    """A folder with a fresh master's directory and keys, to be copied: making keys is not what these tests are about."""
+    work = Path(tempfile.mkdtemp(prefix="gm-"))
+    atexit.register(shutil.rmtree, work)
+    argv = [GARRISON, "init", "--dir", str(work / "m"), "--keys", str(work / "keys"), "--advertise", "tcp://127.0.0.1:1"]
+    subprocess.run(argv, check=True, capture_output=True, timeout=60)
+    return work
+
+
 class Master:
     """A master's directory and process."""
 
@@ -58,9 +73,10 @@ class Master:
             "NO_COLOR": "1",
             "COLUMNS": "160",
         }
+        self.api = open_api(self.directory / "api.sock")
         self.process: subprocess.Popen[bytes] | None = None
         self.peers: list[Peer] = []
-        self.cli("init", "--dir", str(self.directory), "--keys", str(work / "keys"), "--advertise", self.endpoint)
+        shutil.copytree(initialised(), work, dirs_exist_ok=True)
         self.server_key = json.loads((self.directory / "join.json").read_text())["server_key"].encode()
 
     def cli(self, *args: str, ok: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess[str]:
@@ -76,7 +92,13 @@ class Master:
         argv = [GARRISON, "master", "--dir", str(self.directory), "--listen", self.endpoint, *args]
         with (self.work / "master.log").open("ab") as log:
             self.process = subprocess.Popen(argv, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        self.until(lambda: self.cli("nodes", "--json", ok=(0, 1)).returncode == 0, "the master answers")
+        self.until(self.answers, "the master answers")
+
+    def answers(self) -> bool:
+        try:
+            return self.api.get("/v1/health")["state"] == "ok"
+        except LinkError:
+            return False
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
         assert self.process is not None
@@ -106,17 +128,18 @@ class Master:
     def enrolled(self, name: str = "n1", **hello) -> Peer:
         """A peer whose key was accepted, after its welcome."""
         peer = self.peer(node=name)
-        self.cli("nodes", "accept", name, "--key", peer.public.decode())
+        self.api.post(f"/v1/nodes/{name}/accept", {"key": peer.public.decode()})
         peer.connect()
         answer = peer.hello(**hello)
         assert isinstance(answer, Welcome), answer
         return peer
 
     def nodes(self) -> dict[str, dict]:
-        return {n["name"]: n for n in json.loads(self.cli("nodes", "--json").stdout)["nodes"]}
+        return {n["name"]: n for n in self.api.get("/v1/nodes")["nodes"]}
 
     def events(self, *args: str) -> list[dict]:
-        return [json.loads(line) for line in self.cli("events", "--json", *args).stdout.splitlines()]
+        lines = self.cli("events", "--json", *args).stdout.splitlines() if args else self.api.lines("/v1/events")
+        return [json.loads(line) for line in lines]
 
 
 @pytest.fixture
@@ -426,7 +449,6 @@ def sign_bundle(master: Master, files: dict[str, dict[str, bytes]]) -> dict[str,
     """Sign and hand in a bundle: node → path → content. Returns path → digest, and the metadata's under ''."""
     from datetime import UTC, datetime, timedelta
 
-    from garrison.cli.client import open_api
     from garrison.common.policy.rules import Mode
     from garrison.common.trust.bundle import NodeShare, build_bundle
     from garrison.common.trust.keyset import AuthorKeys
@@ -443,7 +465,7 @@ def sign_bundle(master: Master, files: dict[str, dict[str, bytes]]) -> dict[str,
         signers=author.signers,
     )
     request = BundleRequest(metadata=bundle.metadata, files=dict(bundle.files))
-    open_api(master.directory / "api.sock").post("/v1/bundles", msgspec.msgpack.encode(request))
+    master.api.post("/v1/bundles", msgspec.msgpack.encode(request))
     return {"": bundle.digest, **{path: digest_of(data) for path, data in contents.items()}}
 
 
@@ -485,15 +507,11 @@ def test_apply_report_is_shown_and_a_refusal_leaves_what_is_enforced(master):
 
 # ---- jobs ------------------------------------------------------------------------------------------------------------
 def start_job(master: Master, nodes: list[str], **how) -> str:
-    from garrison.cli.client import open_api
-
-    return open_api(master.directory / "api.sock").post("/v1/jobs", {"nodes": nodes, "argv": ["uname", "-r"], **how})["id"]
+    return master.api.post("/v1/jobs", {"nodes": nodes, "argv": ["uname", "-r"], **how})["id"]
 
 
 def stream(master: Master, job: str) -> list[dict]:
-    from garrison.cli.client import open_api
-
-    return [json.loads(line) for line in open_api(master.directory / "api.sock").lines(f"/v1/jobs/{job}/stream")]
+    return [json.loads(line) for line in master.api.lines(f"/v1/jobs/{job}/stream")]
 
 
 def test_job_runs_on_connected_nodes_and_its_output_comes_once_and_in_order(master):
@@ -616,7 +634,8 @@ def test_wrong_request_is_answered_with_a_reason(shared, method, path, body, sta
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.connect(str(shared.directory / "api.sock"))
 
-    connection.request(method, path, body)
+    with contextlib.suppress(BrokenPipeError):  # answered before all of it was read
+        connection.request(method, path, body)
     answer = connection.getresponse()
 
     assert answer.status == status
