@@ -7,14 +7,13 @@ line: the assignment waits for them.
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -23,6 +22,7 @@ from garrison.cli.init import DEFAULT_KEYS
 
 if TYPE_CHECKING:
     from garrison.cli._apply_plan import Plan, Progress
+    from garrison.cli.client import Api
     from garrison.common.names import NodeName
     from garrison.common.top import States
     from garrison.common.trust.keyset import AuthorKeys
@@ -30,32 +30,11 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-DEFAULT_INVENTORY: Final = Path("/etc/garrison/inventory")
 EXIT_USAGE: Final = 2
 EXIT_REFUSED: Final = 3
 _PATH: Final = click.Path(path_type=Path)
 _POLL_S: Final = 0.25
 _WIDTH_MAX: Final = 20  # nodes shown one by one; more are counted
-
-
-class Api(Protocol):
-    """What this command needs of the master."""
-
-    def get(self, path: str) -> Any:
-        """Return the JSON answer of a GET."""
-
-    def post(self, path: str, body: bytes) -> Any:
-        """Return the JSON answer of a POST of msgpack."""
-
-
-class Inventory(Protocol):
-    """What this command needs of the inventory."""
-
-    def select(self, pattern: str, limit: str | None = None) -> tuple[NodeName, ...]:
-        """Return the hosts that a pattern means."""
-
-    def labels(self, host: NodeName) -> dict[str, str]:
-        """Return a host's labels."""
 
 
 @click.command(
@@ -102,11 +81,11 @@ def command(
 ) -> None:
     """Sign the states and assign them to the hosts that PATTERN means, all of them by default."""
     from garrison.cli._apply_plan import make_plan
+    from garrison.cli.client import open_api
     from garrison.common.errors import SignatureError
 
     resolved, selected = _resolve(ctx, states, inventory, pattern, limit)
-    # By name, since both are parts of their own: this command starts without them and says which it needs in the Protocols.
-    api: Api = importlib.import_module("garrison.cli.client").open_api(socket)
+    api = open_api(socket)
     current, before = _current(api), _rows(api)
     plan = make_plan(resolved, selected, current, before)
     _show(plan, resolved, api if diff else None, quiet=as_json)
@@ -132,9 +111,9 @@ def _resolve(
     ctx: click.Context, folder: Path, inventory: Path | None, pattern: str, limit: str | None
 ) -> tuple[States, Iterable[NodeName]]:
     from garrison.common.top import read_states
+    from garrison.master.inventory import read_inventory
 
-    path = inventory or DEFAULT_INVENTORY
-    hosts: Inventory = importlib.import_module("garrison.master.inventory").read_inventory(path)
+    hosts = read_inventory(inventory)
     states, errors = read_states(folder, hosts.select("all"), select=hosts.select, labels=hosts.labels)
     for error in errors:
         print_error(error)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -68,10 +67,10 @@ def command(interval_s: float, *, once: bool, as_json: bool) -> None:
 
 
 def _ask() -> list[Usage]:
-    api: Any = importlib.import_module("garrison.cli.client").open_api()
-    answer = api.get("/v1/resources")
-    samples = [{"node": row.get("name"), **row} for row in answer.get("events", answer.get("nodes", []))]
-    return usages(api.get("/v1/nodes")["nodes"], samples)
+    from garrison.cli.client import open_api
+
+    api = open_api()
+    return usages(api.get("/v1/nodes")["nodes"], api.get("/v1/resources")["events"])
 
 
 def _print_json() -> None:

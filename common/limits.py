@@ -9,6 +9,7 @@ from typing import Final
 
 # ---- Link -----------------------------------------------------------------------------------------------------------
 FRAME_MAX_BYTES: Final = 1 << 20  # one frame on the wire; libzmq drops the peer above this before we allocate
+CURVE_OVERHEAD_BYTES: Final = 1_024  # libzmq counts the sealed message: 33 bytes more; the rest is room
 FRAME_PLAIN_MAX_BYTES: Final = 8 << 20  # one frame after decompression; stops zstd bombs (ratio 8 is typical, 1000 is not)
 BATCH_MAX_EVENTS: Final = 2_000  # past this SQLite's insert no longer gets cheaper per row
 BATCH_MAX_BYTES: Final = 512 << 10  # plain bytes of events in a batch: keeps a 64 kbit/s link's batch under 20 s compressed
@@ -16,7 +17,6 @@ CHUNK_BYTES: Final = 64 << 10  # one piece of a bundle: what a cut on a bad link
 UNACKED_MAX_BATCHES: Final = 8  # credits: batches a minion may have in flight
 HELLO_MAX_ITEMS: Final = 1_024  # labels, backends, held digests in one hello
 STRING_MAX_CHARS: Final = 4_096  # any single string in a frame that is not event data
-HEARTBEAT_S: Final = 5.0  # libzmq PING interval
 PEER_DEAD_S: Final = 20.0  # no traffic for this long: the peer is gone
 HANDSHAKE_MAX_S: Final = 10.0  # slow-loris: a connection that has not finished CURVE by then is closed
 RECONNECT_MIN_S: Final = 0.5

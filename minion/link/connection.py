@@ -27,7 +27,6 @@ __all__ = ["Connection"]
 
 _T = TypeVar("_T")
 
-_CURVE_OVERHEAD_BYTES: Final = 1024  # libzmq counts the sealed message: 33 bytes more; the rest is room
 _QUEUE_MESSAGES: Final = 64  # at most so many frames in libzmq's hands: output of jobs must not pile up before an alert
 _WATCHED: Final = (
     zmq.EVENT_CONNECTED
@@ -68,7 +67,7 @@ class Connection:
             zmq.CONNECT_TIMEOUT: int(s.connect_s * 1000),
             zmq.HANDSHAKE_IVL: int(s.handshake_s * 1000),
             zmq.TCP_MAXRT: int(s.dead_s * 1000),  # Linux TCP_USER_TIMEOUT: unacknowledged for so long, the network is gone
-            zmq.MAXMSGSIZE: limits.FRAME_MAX_BYTES + _CURVE_OVERHEAD_BYTES,
+            zmq.MAXMSGSIZE: limits.FRAME_MAX_BYTES + limits.CURVE_OVERHEAD_BYTES,
             zmq.SNDHWM: _QUEUE_MESSAGES,
             zmq.RCVHWM: _QUEUE_MESSAGES,
             zmq.CURVE_SERVERKEY: s.server_key,
