@@ -1,9 +1,9 @@
 r"""Path globs: ``*`` and ``?`` within a component, ``**`` across components, ``[...]`` classes, ``{a,b}`` alternatives.
 
 Rules of this file:
-- ``**`` matches any run of bytes, also none and also ``/``; ``/**/`` also matches a single ``/``.
-- A glob is matched over the whole path, byte by byte. Nothing is escaped but ``\x`` for a literal ``x``.
-- Compiled once to a regular expression without back references, so that matching is linear in practice and the same everywhere.
+- ``**`` matches any run of characters, also none and also ``/``; ``/**/`` also matches a single ``/``.
+- A glob is matched over the whole path. ``\x`` is a literal ``x``, but inside ``[...]`` a backslash is itself.
+- Compiled once to a regular expression without back references; ``GLOB_STARS_MAX`` bounds how far it can backtrack.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 from garrison.common import limits
 
-__all__ = ["GlobError", "check_glob", "expand_braces", "glob_matches", "literal_prefix"]
+__all__ = ["GlobError", "can_match", "check_glob", "expand_braces", "glob_matches", "literal_prefix"]
 
 _SPECIAL: Final = "*?[{\\"
 
@@ -33,8 +33,15 @@ def check_glob(pattern: str) -> None:
         raise GlobError("must begin with '/' or '*'")
     if len(pattern.encode()) > limits.PATH_MAX_BYTES or "\0" in pattern:
         raise GlobError("is too long or holds a NUL")
+    if pattern.count("*") > limits.GLOB_STARS_MAX:
+        raise GlobError(f"has more than {limits.GLOB_STARS_MAX} stars")
     for part in expand_braces(pattern):
         _compile(part)
+
+
+def can_match(pattern: str) -> bool:
+    """Return whether any absolute path can match: a single leading ``*`` stops at the first ``/``, so it never does."""
+    return any(part.startswith(("/", "**")) for part in expand_braces(pattern))
 
 
 def glob_matches(pattern: str, path: str) -> bool:
@@ -101,8 +108,8 @@ def _compile(pattern: str) -> re.Pattern[str]:
     while i < len(pattern):
         char = pattern[i]
         if pattern.startswith("/**/", i):
-            out.append("/(?:.*/)?")
-            i += 4
+            out.append("(?:/.*)?")  # the slash behind it comes next, so that /**/**/ works too
+            i += 3
         elif pattern.startswith("**", i):
             out.append(".*")
             i += 2

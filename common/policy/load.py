@@ -21,7 +21,22 @@ from garrison.common import limits
 from garrison.common.errors import PolicyError
 from garrison.common.policy import models
 
-__all__ = ["Document", "Foreign", "Policy", "check_text", "load_files", "load_text", "parse_yaml", "yaml_files"]
+__all__ = [
+    "Document",
+    "Foreign",
+    "KeyPath",
+    "Policy",
+    "check_text",
+    "dotted",
+    "load_files",
+    "load_text",
+    "parse_yaml",
+    "read_text",
+    "yaml_files",
+]
+
+KeyPath = tuple[str | int, ...]
+Lines = dict[KeyPath, int]
 
 _KINDS: Final[dict[str, TypeAdapter[Any]]] = {
     "KubeArmorPolicy": TypeAdapter(models.ContainerPolicy),
@@ -30,6 +45,7 @@ _KINDS: Final[dict[str, TypeAdapter[Any]]] = {
     "KubeArmorNetworkPolicy": TypeAdapter(models.NetworkPolicy),
 }
 _GROUP: Final = "security.kubearmor.com/"
+_COLLECTIONS: Final = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,11 +55,13 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         model: The document.
         file: Path as given.
         line: One-based line where the document begins.
+        lines: Line of each key path in the document.
     """
 
     model: models.PolicyDocument
     file: str
     line: int
+    lines: Lines = {}
 
     @property
     def name(self) -> str:
@@ -54,6 +72,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     def kind(self) -> str:
         """One of KubeArmor's four kinds."""
         return self.model.kind
+
+    def line_of(self, path: KeyPath) -> int:
+        """Return the line of the innermost key of ``path`` that stands in the document."""
+        return _line_of(self.lines, path) or self.line
 
 
 class Foreign(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +88,6 @@ class Foreign(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Document = Policy | Foreign
-Lines = dict[tuple[str | int, ...], int]
 
 
 def load_text(text: str, file: str = "<string>") -> list[Document]:
@@ -167,7 +188,7 @@ class _Builder:
         self._file, self._count = file, 0
         self._scalars = yaml.SafeLoader("")
 
-    def build(self, node: yaml.Node, path: tuple[str | int, ...], lines: Lines, depth: int) -> Any:
+    def build(self, node: yaml.Node, path: KeyPath, lines: Lines, depth: int) -> Any:
         """Return the value of ``node`` and note its line under ``path``."""
         line = node.start_mark.line + 1
         self._count += 1
@@ -176,13 +197,15 @@ class _Builder:
         if depth > limits.YAML_DEPTH_MAX:
             raise PolicyError(f"is nested deeper than {limits.YAML_DEPTH_MAX}", file=self._file, line=line)
         lines.setdefault(path, line)
+        if isinstance(node, yaml.CollectionNode) and node.tag not in _COLLECTIONS:
+            raise PolicyError(f"tag {node.tag} is not read", file=self._file, line=line, key=dotted(path))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, lines, depth)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*path, i), lines, depth + 1) for i, item in enumerate(node.value)]
         return self._scalar(node, path)
 
-    def _mapping(self, node: yaml.MappingNode, path: tuple[str | int, ...], lines: Lines, depth: int) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath, lines: Lines, depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
@@ -196,7 +219,7 @@ class _Builder:
             found[key] = self.build(value_node, (*path, key), lines, depth + 1)
         return found
 
-    def _scalar(self, node: yaml.Node, path: tuple[str | int, ...]) -> Any:
+    def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         constructor = yaml.SafeLoader.yaml_constructors.get(node.tag)
         if constructor is None or not node.tag.startswith("tag:yaml.org,2002:"):
             raise PolicyError(f"tag {node.tag} is not read", file=self._file, line=node.start_mark.line + 1, key=dotted(path))
@@ -225,13 +248,14 @@ def _take(value: Any, lines: Lines, file: str, documents: list[Document], errors
         errors.append(PolicyError(f"{kind!r} is no kind of {group}", file=file, line=at, key="kind", hint=hint))
     else:
         try:
-            documents.append(Policy(model=_KINDS[kind].validate_python(value), file=file, line=line))
+            documents.append(Policy(model=_KINDS[kind].validate_python(value), file=file, line=line, lines=lines))
         except ValidationError as err:
-            errors.extend(_policy_error(problem, lines, file) for problem in err.errors(include_url=False))
+            found = (_policy_error(problem, lines, file) for problem in err.errors(include_url=False))
+            errors.extend(sorted(found, key=lambda error: (error.line, error.key)))
 
 
 def _policy_error(problem: Any, lines: Lines, file: str) -> PolicyError:
-    path: tuple[str | int, ...] = tuple(problem["loc"])
+    path: KeyPath = tuple(problem["loc"])
     text = str(problem["msg"]).removeprefix("Value error, ")
     hint = ""
     if problem["type"] == "extra_forbidden":
@@ -239,13 +263,17 @@ def _policy_error(problem: Any, lines: Lines, file: str) -> PolicyError:
         hint = "check the spelling and the indentation"
     elif problem["type"] == "missing":
         text = "is missing"
+    return PolicyError(text[:1].lower() + text[1:], file=file, line=_line_of(lines, path), key=dotted(path), hint=hint)
+
+
+def _line_of(lines: Lines, path: KeyPath) -> int:
     known = path
     while known and known not in lines:
         known = known[:-1]
-    return PolicyError(text[:1].lower() + text[1:], file=file, line=lines[known], key=dotted(path), hint=hint)
+    return lines.get(known, 0)
 
 
-def dotted(path: tuple[str | int, ...]) -> str:
+def dotted(path: KeyPath) -> str:
     """Return a key path as people write it: ``spec.process.matchPaths[0].path``."""
     text = ""
     for part in path:

@@ -5,14 +5,16 @@ Rules of this file (reasons in ``docs/adr/0003-policy-language.md``):
 - An allow rule *grants* when target, source and scope match and its condition is kept.
 - Block beats audit beats allow, whatever file it came from. One exception: an allow rule with ``sources`` exempts its source
   from source-less block and audit rules of the same policy.
-- Nothing fired, nothing granted, and an allow rule of that entity applies to the subject: the default posture decides.
+- Nothing fired, nothing granted, and an allow rule of that entity applies to the subject: the default posture decides. Only
+  processes, files, networks, domains and capabilities have allow-lists, and an allow rule that is there to exempt makes none.
 - What is unknown (a path that could not be resolved, arguments that could not be read) counts against the operation.
 Owns: meaning. Does not own: how paths are resolved, which socket answers to which name (``protocols``), what a kernel can see.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -31,10 +33,23 @@ from garrison.common.policy.rules import (
     RuleSet,
     Scope,
     Source,
+    SyscallPath,
     Verdict,
 )
 
-__all__ = ["Decision", "Operation", "decide", "path_matches", "posture_of", "scope_matches", "source_matches"]
+__all__ = [
+    "LISTED",
+    "Decision",
+    "Operation",
+    "decide",
+    "makes_list",
+    "path_matches",
+    "posture_of",
+    "scope_matches",
+    "source_matches",
+    "weigh",
+    "weigh_posture",
+]
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +64,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         source: Resolved path of the acting program; for an exec the program that calls it, before it is replaced.
         is_owner: The acting user owns the target.
         tty: The process has a controlling terminal.
-        args: Arguments after the program's name; ``None`` when unknown.
+        args: Arguments after the program's name; ``None`` when unknown. Unknown or none counts as an argument not listed.
         labels: ``key=value`` of the workload it runs in; ``None`` for a process of the host itself.
         namespace: Namespace of that workload.
     """
@@ -81,14 +96,24 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     by_posture: bool = False
 
 
-_PASS = Decision(verdict=Verdict.ALLOW)
+_PASS: Final = Decision(verdict=Verdict.ALLOW)
+LISTED: Final = frozenset({Entity.PROCESS, Entity.FILE, Entity.NETWORK, Entity.DNS, Entity.CAPABILITY})  # may have allow-lists
 
 
 def decide(rules: RuleSet, operation: Operation) -> Decision:
     """Return the decision for ``operation``; of several rules with the same say, the one with the smallest id is named."""
     subject = [r for r in rules.rules if r.entity is operation.entity and _applies(r, operation)]
-    named = [r for r in subject if _target_matches(r, operation)]
-    exempt = {r.policy for r in named if r.verdict is Verdict.ALLOW and r.sources and _kept(r, operation)}
+    decision = weigh([r for r in subject if _target_matches(r, operation)], operation)
+    return decision or weigh_posture(rules.postures, [r for r in subject if makes_list(r)], operation.entity)
+
+
+def weigh(named: Sequence[Rule], operation: Operation) -> Decision | None:
+    """Return what rules say whose target, source and scope match; ``None`` when none of them fires or grants.
+
+    Only the conditions of ``operation`` are looked at: owner, write, tty, arguments. Compilers call this ahead of time.
+    """
+    kept = [r for r in named if r.verdict is Verdict.ALLOW and _kept(r, operation)]
+    exempt = {r.policy for r in kept if r.sources}
     fired = [
         r for r in named if r.verdict is not Verdict.ALLOW and _fires(r, operation) and (r.sources or r.policy not in exempt)
     ]
@@ -96,12 +121,23 @@ def decide(rules: RuleSet, operation: Operation) -> Decision:
         return Decision(verdict=Verdict.BLOCK, rule=block)
     if audit := _first(fired):
         return Decision(verdict=Verdict.AUDIT, rule=audit)
-    allows = [r for r in subject if r.verdict is Verdict.ALLOW]
-    if not allows:
+    granted = _first(kept)
+    return Decision(verdict=Verdict.ALLOW, rule=granted) if granted else None
+
+
+def makes_list(rule: Rule) -> bool:
+    """Return whether ``rule`` makes an allow-list for those it applies to."""
+    return rule.verdict is Verdict.ALLOW and rule.entity in LISTED and not rule.exempts
+
+
+def weigh_posture(postures: Postures, lists: Sequence[Rule], entity: Entity) -> Decision:
+    """Return what happens to an operation that no rule named, given the rules that make an allow-list for its subject."""
+    if not lists:
         return _PASS
-    if granted := _first(r for r in allows if r in named and _kept(r, operation)):
-        return Decision(verdict=Verdict.ALLOW, rule=granted)
-    return _by_posture(rules.postures, operation.entity, allows)
+    enforced = [r for r in lists if r.mode is Mode.ENFORCE]
+    if posture_of(postures, entity) is Posture.BLOCK and enforced:
+        return Decision(verdict=Verdict.BLOCK, rule=_first(enforced), by_posture=True)
+    return Decision(verdict=Verdict.AUDIT, rule=_first(lists), by_posture=True)
 
 
 def posture_of(postures: Postures, entity: Entity) -> Posture:
@@ -170,8 +206,26 @@ def _target_matches(rule: Rule, operation: Operation) -> bool:
             return path_matches(target, operation.path)
         case Protocol(name):
             return name in operation.protocols
-        case Other(value):
-            return operation.name in value.split(",")
+        case Other(value) if rule.entity is Entity.DNS:
+            return _domain_matches(value, operation.name)
+        case Other(value, spec):
+            return operation.name in value.split(",") and (not spec or _spec_matches(rule.entity, spec, operation))
+
+
+def _domain_matches(domain: str, name: str) -> bool:
+    """Whether ``name`` is ``domain`` or below it; ``*.domain`` means below it only."""
+    wanted, asked = domain.removeprefix("*."), name.rstrip(".").lower()
+    return asked.endswith(f".{wanted}") or (asked == wanted and not domain.startswith("*."))
+
+
+def _spec_matches(entity: Entity, spec: str, operation: Operation) -> bool:
+    """Whether a system call's path is the one named; a path that is not known counts as named."""
+    if entity is not Entity.SYSCALL:
+        return True
+    wanted = msgspec.json.decode(spec, type=SyscallPath)
+    if not operation.path or operation.path == wanted.path:
+        return True
+    return wanted.path.endswith("/") and _in_directory(wanted.path, operation.path, recursive=wanted.recursive)
 
 
 def _breached(rule: Rule, operation: Operation) -> bool:
@@ -180,8 +234,8 @@ def _breached(rule: Rule, operation: Operation) -> bool:
 
 
 def _args_listed(rule: Rule, operation: Operation) -> bool:
-    listed = rule.allowed_args or ()
-    return operation.args is not None and all(argument in listed for argument in operation.args)
+    # No argument at all is not listed either: a bare interpreter is what such a rule means to keep out.
+    return bool(operation.args) and all(argument in (rule.allowed_args or ()) for argument in operation.args or ())
 
 
 def _fires(rule: Rule, operation: Operation) -> bool:
@@ -196,10 +250,3 @@ def _kept(rule: Rule, operation: Operation) -> bool:
     if _breached(rule, operation) or (rule.no_tty and operation.tty):
         return False
     return rule.allowed_args is None or _args_listed(rule, operation)
-
-
-def _by_posture(postures: Postures, entity: Entity, allows: list[Rule]) -> Decision:
-    enforced = [r for r in allows if r.mode is Mode.ENFORCE]
-    if posture_of(postures, entity) is Posture.BLOCK and enforced:
-        return Decision(verdict=Verdict.BLOCK, rule=_first(enforced), by_posture=True)
-    return Decision(verdict=Verdict.AUDIT, rule=_first(allows), by_posture=True)

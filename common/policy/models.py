@@ -21,15 +21,24 @@ from garrison.common.policy.glob import GlobError, check_glob
 __all__ = [
     "API_VERSION",
     "CAPABILITIES",
+    "HOSTNAME",
+    "HOSTNAME_PATTERN",
+    "I_MEAN_IT",
     "PROTOCOLS",
+    "AnySelector",
     "ClusterPolicy",
     "ContainerPolicy",
+    "Flow",
+    "Graded",
     "HostPolicy",
     "NetworkPolicy",
     "PolicyDocument",
 ]
 
 API_VERSION: Final = "security.kubearmor.com/v1"
+HOSTNAME: Final = "kubearmor.io/hostname"  # nodeSelector label: exact name, "*", or a comma list of names
+HOSTNAME_PATTERN: Final = "kubearmor.io/hostnamereg"  # nodeSelector label: regular expression found anywhere in the name
+I_MEAN_IT: Final = "garrison/i-mean-it"  # annotation that lets a policy past the never-deny check of lint
 
 # capability.h of Linux 6.12, in order; KubeArmor itself names the first 34.
 _CAPABILITY_NAMES: Final = (
@@ -109,6 +118,30 @@ def _domain(value: str) -> str:
     return value.rstrip(".").lower()
 
 
+def _label_values(value: list[str]) -> list[str]:
+    if not all("=" in item for item in value):
+        raise ValueError("holds a value that is not written key=value")
+    return value
+
+
+def _node_labels(value: dict[str, str]) -> dict[str, str]:
+    try:
+        re.compile(value.get(HOSTNAME_PATTERN, ""))
+    except re.error as err:
+        raise ValueError(f"{HOSTNAME_PATTERN} is no regular expression: {err}") from err
+    return value
+
+
+def _annotations(value: dict[str, str]) -> dict[str, str]:
+    # An annotation of ours that is not known would be a condition silently dropped.
+    for key in value:
+        if key.startswith("garrison/") and key != I_MEAN_IT:
+            raise ValueError(f"{key!r} is no annotation that garrison knows; it knows {I_MEAN_IT}")
+    if value.get(I_MEAN_IT, "true") not in {"true", "false"}:
+        raise ValueError(f'{I_MEAN_IT} must be "true" or "false"')
+    return value
+
+
 _FilePath: TypeAlias = Annotated[str, AfterValidator(_file_path)]
 _Directory: TypeAlias = Annotated[str, AfterValidator(_directory)]
 _Pattern: TypeAlias = Annotated[str, AfterValidator(_pattern)]
@@ -121,7 +154,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=False)
 
 
-class _Graded(_Model):
+class Graded(_Model):
     """What a rule, a section and the spec may say, the innermost winning."""
 
     severity: _Severity | None = None
@@ -133,7 +166,7 @@ class _Graded(_Model):
 class FromSource(_Model):
     """A program (``path``) or the programs of a directory (``dir``)."""
 
-    path: Annotated[str, AfterValidator(_absolute)] | None = None
+    path: _FilePath | None = None
     dir: _Directory | None = None
     recursive: bool = False
 
@@ -144,7 +177,7 @@ class FromSource(_Model):
         return self
 
 
-class _Match(_Graded):
+class _Match(Graded):
     fromSource: list[FromSource] = []
     ownerOnly: bool = False
 
@@ -204,7 +237,7 @@ class FilePattern(_Match):
     pts: bool | None = None
 
 
-class Process(_Graded):
+class Process(Graded):
     """Section ``process``."""
 
     matchPaths: list[ProcessPath] = []
@@ -212,7 +245,7 @@ class Process(_Graded):
     matchPatterns: list[ProcessPattern] = []
 
 
-class File(_Graded):
+class File(Graded):
     """Section ``file``."""
 
     matchPaths: list[FilePath] = []
@@ -220,7 +253,7 @@ class File(_Graded):
     matchPatterns: list[FilePattern] = []
 
 
-class MatchProtocol(_Graded):
+class MatchProtocol(Graded):
     """A protocol, or several in a comma list."""
 
     protocol: Annotated[str, AfterValidator(_protocols)]
@@ -228,28 +261,28 @@ class MatchProtocol(_Graded):
     pts: bool | None = None
 
 
-class MatchDns(_Graded):
+class MatchDns(Graded):
     """A domain and everything below it."""
 
     domain: Annotated[str, AfterValidator(_domain)]
     fromSource: list[FromSource] = []
 
 
-class Network(_Graded):
+class Network(Graded):
     """Section ``network``."""
 
     matchProtocols: list[MatchProtocol] = []
     matchDNSQueries: list[MatchDns] = []
 
 
-class MatchCapability(_Graded):
+class MatchCapability(Graded):
     """One capability."""
 
     capability: Annotated[str, AfterValidator(_capability)]
     fromSource: list[FromSource] = []
 
 
-class Capabilities(_Graded):
+class Capabilities(Graded):
     """Section ``capabilities``."""
 
     matchCapabilities: list[MatchCapability] = []
@@ -258,14 +291,14 @@ class Capabilities(_Graded):
 _SyscallNames: TypeAlias = Annotated[list[Annotated[str, AfterValidator(_syscall)]], Field(min_length=1)]
 
 
-class MatchSyscall(_Graded):
+class MatchSyscall(Graded):
     """System calls by name."""
 
     syscall: _SyscallNames
     fromSource: list[FromSource] = []
 
 
-class MatchSyscallPath(_Graded):
+class MatchSyscallPath(Graded):
     """System calls on a path."""
 
     path: Annotated[str, AfterValidator(_absolute)]
@@ -274,14 +307,14 @@ class MatchSyscallPath(_Graded):
     fromSource: list[FromSource] = []
 
 
-class Syscalls(_Graded):
+class Syscalls(Graded):
     """Section ``syscalls``."""
 
     matchSyscalls: list[MatchSyscall] = []
     matchPaths: list[MatchSyscallPath] = []
 
 
-class MatchDevice(_Graded):
+class MatchDevice(Graded):
     """USB devices by class; ``level`` narrows to a place on the bus."""
 
     class_: Annotated[str | int, Field(alias="class")]
@@ -290,37 +323,52 @@ class MatchDevice(_Graded):
     level: str | int | None = None
 
 
-class Device(_Graded):
+class Device(Graded):
     """Section ``device``."""
 
     matchDevice: list[MatchDevice] = []
 
 
-class Preset(_Graded):
+class Preset(Graded):
     """One of KubeArmor's ready-made protections."""
 
     name: Literal["filelessExec", "anonymousMapExec", "protectEnv", "protectProc", "exec"]
 
 
-class MatchExpression(_Model):
-    """``In`` or ``NotIn``; with key ``label`` the values are ``key=value``."""
+class LabelExpression(_Model):
+    """``In`` or ``NotIn`` over labels, each written ``key=value``."""
 
-    key: Literal["label", "namespace"]
+    key: Literal["label"]
+    operator: Literal["In", "NotIn"]
+    values: Annotated[list[str], Field(min_length=1), AfterValidator(_label_values)]
+
+
+class NamespaceExpression(_Model):
+    """``In`` or ``NotIn`` over namespaces."""
+
+    key: Literal["namespace"]
     operator: Literal["In", "NotIn"]
     values: Annotated[list[str], Field(min_length=1)]
 
 
 class Selector(_Model):
-    """Workloads of a ``KubeArmorPolicy``."""
+    """Workloads of a ``KubeArmorPolicy`` or ``KubeArmorNetworkPolicy``; everything said must hold."""
 
     matchLabels: _Labels = {}
-    matchExpressions: list[MatchExpression] = []
+    matchExpressions: list[LabelExpression] = []
+
+
+class ClusterSelector(_Model):
+    """Workloads of a ``KubeArmorClusterPolicy``; everything said must hold."""
+
+    matchLabels: _Labels = {}
+    matchExpressions: list[Annotated[LabelExpression | NamespaceExpression, Field(discriminator="key")]] = []
 
 
 class NodeSelector(_Model):
-    """Nodes of a host policy."""
+    """Nodes of a host policy. Without labels it selects no node, as in KubeArmor."""
 
-    matchLabels: _Labels = {}
+    matchLabels: Annotated[_Labels, AfterValidator(_node_labels)] = {}
 
 
 class Metadata(_Model):
@@ -329,7 +377,7 @@ class Metadata(_Model):
     name: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
     namespace: str = ""
     labels: _Labels = {}
-    annotations: _Labels = {}
+    annotations: Annotated[_Labels, AfterValidator(_annotations)] = {}
     uid: Any = None
     resourceVersion: Any = None
     generation: Any = None
@@ -339,7 +387,7 @@ class Metadata(_Model):
     managedFields: Any = None
 
 
-class _Spec(_Graded):
+class _Spec(Graded):
     process: Process | None = None
     file: File | None = None
     network: Network | None = None
@@ -349,16 +397,23 @@ class _Spec(_Graded):
 
 
 class ContainerSpec(_Spec):
-    """Spec of a ``KubeArmorPolicy`` or ``KubeArmorClusterPolicy``."""
+    """Spec of a ``KubeArmorPolicy``."""
 
     selector: Selector = Selector()
+    presets: list[Preset] = []
+
+
+class ClusterSpec(_Spec):
+    """Spec of a ``KubeArmorClusterPolicy``."""
+
+    selector: ClusterSelector = ClusterSelector()
     presets: list[Preset] = []
 
 
 class HostSpec(_Spec):
     """Spec of a ``KubeArmorHostPolicy``."""
 
-    nodeSelector: NodeSelector
+    nodeSelector: NodeSelector = NodeSelector()
     device: Device | None = None
 
 
@@ -383,26 +438,28 @@ class Port(_Model):
     protocol: str | None = None
 
 
-class _Flow(_Graded):
+class Flow(Graded):
+    """What ingress and egress share."""
+
     iface: list[str] = []
     ports: list[Port] = []
     limit: str | int | None = None
     duration: str | int | None = None
 
 
-class Ingress(_Flow):
+class Ingress(Flow):
     """Flows to the node."""
 
     from_: Annotated[list[Peer], Field(alias="from")] = []
 
 
-class Egress(_Flow):
+class Egress(Flow):
     """Flows from the node."""
 
     to: list[Peer] = []
 
 
-class NetworkSpec(_Graded):
+class NetworkSpec(Graded):
     """Spec of a ``KubeArmorNetworkPolicy``."""
 
     nodeSelector: NodeSelector = NodeSelector()
@@ -429,7 +486,7 @@ class ClusterPolicy(_Document):
     """``KubeArmorClusterPolicy``."""
 
     kind: Literal["KubeArmorClusterPolicy"]
-    spec: ContainerSpec
+    spec: ClusterSpec
 
 
 class HostPolicy(_Document):
@@ -446,4 +503,5 @@ class NetworkPolicy(_Document):
     spec: NetworkSpec
 
 
+AnySelector: TypeAlias = Selector | ClusterSelector
 PolicyDocument: TypeAlias = ContainerPolicy | ClusterPolicy | HostPolicy | NetworkPolicy

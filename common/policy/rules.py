@@ -3,7 +3,8 @@
 Rules of this file:
 - Pure values. Building them from documents is ``normalise``; matching them against operations is ``match``.
 - A rule's id is ``<policy name>/<12 hex digits of its content>``: equal content keeps its id across edits elsewhere,
-  and the kernel event carries it.
+  and the kernel event carries it. Content is what it matches and what it says, not how it is graded (severity, tags, message)
+  nor in which mode it is held.
 - Order means nothing. ``match`` states the precedence; ``docs/adr/0003-policy-language.md`` says why.
 """
 
@@ -30,6 +31,7 @@ __all__ = [
     "RuleStatus",
     "Scope",
     "Source",
+    "SyscallPath",
     "Verdict",
     "WorkloadScope",
 ]
@@ -113,6 +115,13 @@ class Other(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", t
     spec: str = ""
 
 
+class SyscallPath(msgspec.Struct, frozen=True, omit_defaults=True):
+    """``Other.spec`` of a system call rule with a path; a path that ends in ``/`` is a directory."""
+
+    path: str
+    recursive: bool = False
+
+
 Target = PathTarget | Protocol | Other
 
 
@@ -177,6 +186,8 @@ class Rule(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         tags: Free strings for the alert.
         message: Text for the alert.
         mode: ``audit`` turns a block, and the block posture of an allow-list, into an audit. Not part of the id.
+        exempts: Allow: it only lets its sources past what its policy refuses to everybody, and makes no allow-list for them: a
+            source-less block or audit rule covers its target, or it names every path. Not part of the id.
     """
 
     id: str
@@ -194,6 +205,7 @@ class Rule(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     tags: tuple[str, ...] = ()
     message: str = ""
     mode: Mode = Mode.ENFORCE
+    exempts: bool = False
 
 
 class Postures(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Kernel types, by hand: only the fields that our programs read. Offsets come from the running kernel's BTF when the object is
+ * loaded (CO-RE), so order and padding here mean nothing and building needs no vmlinux.h.
+ * A field that some kernels lack is read behind bpf_core_field_exists() where it is used.
+ */
+#ifndef GARRISON_KERNEL_TYPES_H
+#define GARRISON_KERNEL_TYPES_H
+
+#include <linux/types.h>
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct pid_namespace;
+struct mnt_namespace;
+
+struct upid {
+	int nr;
+	struct pid_namespace *ns;
+};
+
+struct pid {
+	unsigned int level;
+	struct upid numbers[1]; /* level + 1 of them */
+};
+
+typedef struct {
+	int counter;
+} atomic_t;
+
+typedef struct {
+	__u32 val;
+} kuid_t;
+
+struct cred {
+	kuid_t euid;
+};
+
+struct qstr {
+	union {
+		struct {
+			__u32 hash;
+			__u32 len;
+		};
+	};
+	const unsigned char *name;
+};
+
+struct dentry {
+	struct dentry *d_parent;
+	struct qstr d_name;
+};
+
+struct vfsmount {
+	struct dentry *mnt_root;
+};
+
+struct mount {
+	struct mount *mnt_parent;
+	struct dentry *mnt_mountpoint;
+	struct vfsmount mnt;
+	struct mnt_namespace *mnt_ns; /* NULL once unmounted, however lazily */
+};
+
+struct path {
+	struct vfsmount *mnt;
+	struct dentry *dentry;
+};
+
+struct file {
+	struct path f_path;
+};
+
+struct fs_struct {
+	struct path pwd;
+};
+
+struct mm_struct {
+	struct file *exe_file;
+	unsigned long arg_start;
+	unsigned long arg_end;
+};
+
+struct tty_struct {
+	char name[64];
+};
+
+enum pid_type {
+	PIDTYPE_PID,
+	PIDTYPE_TGID,
+};
+
+struct signal_struct {
+	atomic_t live;
+	struct pid *pids[4]; /* by enum pid_type */
+	struct tty_struct *tty;
+	unsigned int flags;
+	int group_exit_code;
+};
+
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+
+struct task_struct {
+	unsigned int flags;
+	int tgid;
+	struct mm_struct *mm;
+	int exit_code;
+	struct task_struct *real_parent;
+	struct task_struct *group_leader;
+	const struct cred *cred;
+	char comm[16];
+	struct fs_struct *fs;
+	struct signal_struct *signal;
+	kuid_t loginuid;	/* CONFIG_AUDIT */
+	unsigned int sessionid; /* CONFIG_AUDIT */
+	struct css_set *cgroups;
+};
+
+#pragma clang attribute pop
+
+#define PF_KTHREAD 0x00200000	 /* include/linux/sched.h */
+#define SIGNAL_GROUP_EXIT 0x00000004 /* include/linux/sched/signal.h */
+
+#endif

@@ -1,0 +1,143 @@
+"""What a node needs to be recovered, and which block rules would take it away.
+
+Rules of this file:
+- The list is of operations, not of paths: "sshd runs a shell", "the agent writes its spool". A policy that blocks a path for
+  everybody but lets these programs through is fine, and ``match.decide`` says so, the same as everywhere.
+- Everything is judged as a node would hold it: each policy's rules by themselves, enforced, as root, with a terminal.
+- Paths are compared as on a machine with merged /usr, however they are written, and globs as on one without, too.
+- It is a net for mistakes, not a proof: a node may keep its programs elsewhere.
+Owns: the list. Does not own: who may override it (``models.I_MEAN_IT``, read by ``lint``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from garrison.common.policy.match import Operation, decide
+from garrison.common.policy.rules import Entity, Other, PathKind, PathTarget, Rule, RuleSet, Source, Verdict
+
+__all__ = ["NEVER_DENY", "RISKY", "Need", "blocked_needs"]
+
+
+class Need(msgspec.Struct, frozen=True):
+    """An operation that must go on, and what it is in words."""
+
+    what: str
+    operation: Operation
+
+
+_PID1: Final = ("/usr/lib/systemd/systemd", "/usr/lib/systemd/systemd-executor")  # from systemd 254 on it starts services
+_SSHD: Final = ("/usr/sbin/sshd", "/usr/lib/openssh/sshd-session")  # OpenSSH 9.8 split the session off
+_SHELLS: Final = ("/usr/bin/bash", "/usr/bin/dash", "/usr/bin/sh")
+_AGENT: Final = ("/usr/bin/python3.11", "/usr/bin/python3.12", "/usr/bin/python3.13")  # what the agent runs in, by distribution
+_AGENT_FILES: Final = ("/opt/garrison/bin/garrison", "/opt/garrison/bin/python3")
+_AGENT_DATA: Final = ("/var/lib/garrison/minion/bundles/x", "/var/lib/garrison/minion/spool/x", "/run/garrison/x")
+_LOADERS: Final = (
+    "/usr/lib64/ld-linux-x86-64.so.2",
+    "/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
+    "/usr/lib/aarch64-linux-gnu/ld-linux-aarch64.so.1",
+    "/usr/lib/x86_64-linux-gnu/libc.so.6",
+    "/usr/lib/aarch64-linux-gnu/libc.so.6",
+    "/usr/lib64/libc.so.6",
+)
+_ACCOUNTS: Final = ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/shadow", "/etc/ssh/sshd_config", "/etc/pam.d/sshd")
+_TCP: Final = frozenset({"tcp", "stream", "all"})
+
+
+def _execs() -> Iterator[Need]:
+    chains = (
+        (_PID1, ("/usr/lib/systemd/systemd", "/usr/sbin/init"), "pid 1 re-executes itself"),
+        (_PID1, ("/usr/sbin/sshd",), "systemd starts sshd"),
+        (_PID1, ("/usr/sbin/agetty",), "systemd starts the console"),
+        (_PID1, (*_AGENT_FILES, *_AGENT), "systemd starts the agent"),
+        (_SSHD, (*_SSHD, *_SHELLS), "sshd starts sessions and shells"),
+        (("/usr/sbin/agetty",), ("/usr/bin/login",), "the console asks for a login"),
+        (("/usr/bin/login",), _SHELLS, "login starts a shell"),
+        (_AGENT, _SHELLS, "the agent runs commands of the master"),
+        (_SHELLS, ("/usr/bin/systemctl", *_AGENT_FILES), "a shell mends services"),
+    )
+    for sources, paths, what in chains:
+        for source, path in itertools.product(sources, paths):
+            operation = Operation(entity=Entity.PROCESS, path=path, source=source, is_owner=True, tty=True)
+            yield Need(f"{what}: {source} runs {path}", operation)
+
+
+def _opens() -> Iterator[Need]:
+    programs = (*_PID1, *_SSHD, "/usr/bin/login", *_SHELLS, *_AGENT)
+    for source, path in itertools.product(programs, _LOADERS):
+        yield _open("the dynamic loader", source, path)
+    for path in (*_SSHD, "/usr/sbin/agetty", *_AGENT_FILES, *_AGENT, "/usr/lib/systemd/systemd"):
+        yield _open("systemd starts it", _PID1[0], path)
+    for source, path in itertools.product(_SSHD, _SHELLS):
+        yield _open("sshd starts shells", source, path)
+    for source in _AGENT:
+        yield _open("the agent", source, "/etc/garrison/minion.toml")
+        for path in _AGENT_DATA:
+            yield _open("the agent", source, path, write=True)
+
+
+def _open(what: str, source: str, path: str, *, write: bool = False) -> Need:
+    operation = Operation(entity=Entity.FILE, path=path, source=source, write=write, is_owner=True, tty=True)
+    return Need(f"{what}: {source} {'writes' if write else 'opens'} {path}", operation)
+
+
+def _others() -> Iterator[Need]:
+    for source in (*_SSHD, *_AGENT):
+        operation = Operation(entity=Entity.NETWORK, protocols=_TCP, source=source, is_owner=True, tty=True)
+        yield Need(f"{'the link to the master' if source in _AGENT else 'remote login'}: {source} uses tcp", operation)
+    for sources, names in ((_SSHD, ("setuid", "setgid", "sys_chroot")), (_PID1, ("sys_admin", "kill")), (_AGENT, ("sys_admin",))):
+        for source, name in itertools.product(sources, names):
+            operation = Operation(entity=Entity.CAPABILITY, name=name, source=source, is_owner=True, tty=True)
+            yield Need(f"{source} uses {name}", operation)
+
+
+NEVER_DENY: Final = (*_execs(), *_opens(), *_others())
+# Not what a node dies of at once, but logins may end: named, not refused.
+RISKY: Final = tuple(_open("logins", source, path) for source, path in itertools.product((*_SSHD, "/usr/bin/login"), _ACCOUNTS))
+
+
+def blocked_needs(rules: Iterable[Rule], needs: Sequence[Need]) -> dict[str, list[str]]:
+    """Return for each rule that would block a need, by id, what it would block.
+
+    Args:
+        rules: All rules of one policy, exemptions included, with mode ``enforce``.
+        needs: ``NEVER_DENY`` or ``RISKY``.
+    """
+    seen = {rule.id: _merged_usr(rule) for rule in rules}
+    blocking = [rule for rule in seen.values() if rule.verdict is Verdict.BLOCK]
+    if not blocking:
+        return {}
+    # Each block rule by itself, so that of several that hit every one is named; the allow rules are asked only when one does.
+    allows = tuple(rule for rule in seen.values() if rule.verdict is Verdict.ALLOW)
+    found: dict[str, list[str]] = {}
+    for rule in blocking:
+        exempted = RuleSet(rules=(rule, *(allow for allow in allows if allow.entity is rule.entity)))
+        hits = (n for n in needs if n.operation.entity is rule.entity and _blocks(RuleSet(rules=(rule,)), n.operation))
+        if named := [need.what for need in hits if _blocks(exempted, need.operation)]:
+            found[rule.id] = named
+    return found
+
+
+def _blocks(rules: RuleSet, operation: Operation) -> bool:
+    # A glob such as /lib*/** names the old places only; there are machines where they are the real ones.
+    old_place = msgspec.structs.replace(operation, path=re.sub(r"^/usr/(?=s?bin/|lib)", "/", operation.path))
+    return any(decide(rules, one).verdict is Verdict.BLOCK for one in (operation, old_place))
+
+
+def _merged_usr(rule: Rule) -> Rule:
+    target = rule.target
+    if isinstance(target, PathTarget) and target.how is not PathKind.NAME:
+        target = PathTarget(target.how, _usr(target.value), target.recursive)
+    elif isinstance(target, Other):
+        target = Other(target.value)
+    sources = tuple(Source(_usr(source.value), source.recursive) for source in rule.sources)
+    return msgspec.structs.replace(rule, target=target, sources=sources)
+
+
+def _usr(path: str) -> str:
+    return re.sub(r"^/(s?bin|lib\w*)/", r"/usr/\1/", path)
