@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -34,6 +34,7 @@ EXIT_USAGE: Final = 2
 EXIT_REFUSED: Final = 3
 _PATH: Final = click.Path(path_type=Path)
 _POLL_S: Final = 0.25
+_NOTE_MAX: Final = 5  # names in a note; `garrison inventory list` and `garrison nodes` have them all
 _WIDTH_MAX: Final = 20  # nodes shown one by one; more are counted
 
 
@@ -104,6 +105,12 @@ def command(
             ctx.exit(EXIT_REFUSED)
     found = _wait(api, wanted, before, wait)
     _finish(ctx, plan, found, as_json=as_json, code=_code(plan, found, limit, waited=wait is not None))
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first few of ``names`` and how many more there are."""
+    more = len(names) - _NOTE_MAX
+    return ", ".join(names[:_NOTE_MAX]) + (f" and {more} more" if more > 0 else "")
 
 
 # ---- before ------------------------------------------------------------------------------------------------------------
@@ -214,11 +221,11 @@ def _show(plan: Plan, states: States, api: Api | None, *, quiet: bool) -> None:
     unchanged = len(plan.nodes) - len(plan.changed)
     console.print(f"to change: {len(plan.changed)}, to stay as they are: {unchanged}", markup=False)
     if plan.absent:
-        shown = ", ".join(plan.absent[:_WIDTH_MAX])
-        err_console().print(f"note: not accepted yet, so left out: {shown}", markup=False, soft_wrap=True)
+        err_console().print(f"note: not accepted yet, so left out: {_some(plan.absent)}", markup=False, soft_wrap=True)
     if plan.strangers:
-        shown = ", ".join(plan.strangers[:_WIDTH_MAX])
-        err_console().print(f"note: not in the inventory, so left as they are: {shown}", markup=False, soft_wrap=True)
+        err_console().print(
+            f"note: not in the inventory, so left as they are: {_some(plan.strangers)}", markup=False, soft_wrap=True
+        )
     if api is not None:
         for line in diffs(plan, states, lambda digest: str(api.get(f"/v1/blobs/{digest}")["text"])):
             style = {"+": "green", "-": "red", "@": "cyan", "#": "bold"}.get(line[:1], "")

@@ -161,8 +161,8 @@ def _print_rules(console: Console, rules: list[dict[str, str]]) -> None:
         table.add_row(
             _safe(rule["rule"]),
             _styled(rule["status"], _RULE_STYLE),
-            _safe(rule["backend"]) or "-",
-            _safe(rule["reason"]) or "-",
+            _safe(rule.get("backend", "")) or "-",
+            _safe(rule.get("reason", "")) or "-",
         )
     console.print(table)
 

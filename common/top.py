@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -31,13 +31,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from garrison.common.errors import BundleError, InventoryError, PolicyError
 from garrison.common.names import NodeName
 from garrison.common.policy.lint import lint
-from garrison.common.policy.load import Document, Lines, check_text, dotted, parse_yaml, read_text
+from garrison.common.policy.load import TOP_FILE, Document, Lines, check_text, dotted, parse_yaml, read_text
 from garrison.common.policy.rules import Mode, Posture, Postures
 from garrison.common.trust.bundle import NodeShare, check_path
 
 __all__ = ["TOP_FILE", "States", "Top", "read_states", "read_top"]
 
-TOP_FILE: Final = "top.yml"
 _T = TypeVar("_T")
 
 Select = Callable[[str], Sequence[NodeName]]

@@ -45,9 +45,11 @@ def test_compile_report_says_what_a_node_cannot_do_and_what_selects_nothing(make
     fleet.apply("--wait", "30", "--limit", "edge-1", ok=(0, 6))
 
     shown = json.loads(fleet.cli("nodes", "show", "edge-1", "--json").stdout)
+    text = fleet.cli("nodes", "show", "edge-1").stdout
 
     statuses = {rule["status"] for rule in shown["report"]["rules"]}
     assert {"enforced", "impossible", "inert"} <= statuses
+    assert all(rule["rule"] in text for rule in shown["report"]["rules"])
     assert all(rule["reason"] for rule in shown["report"]["rules"] if rule["status"] in {"impossible", "inert", "degraded"})
 
 
