@@ -215,6 +215,23 @@ def flip_in_files(directory: Path, old: bytes, new: bytes) -> int:
     return found
 
 
+def test_states_signed_by_a_stranger_are_refused_and_the_old_policy_holds(make_fleet, tmp_path):
+    fleet = make_fleet(1)
+    host = fleet.fabric.hosts["edge-1"]
+    fleet.apply("--wait", "30", "--limit", "edge-1", ok=(0, 6))
+    stranger = fleet.work / "stranger-keys"
+    fleet.cli("init", "--dir", str(tmp_path / "other"), "--keys", str(stranger), "--advertise", fleet.endpoint)
+    states = tmp_path / "states"
+    shutil.copytree(fleet.states, states)
+    (states / "top.yml").write_text((states / "top.yml").read_text().replace("mode: enforce", "mode: audit", 1))
+
+    done = fleet.cli("apply", "--states", str(states), "--keys", str(stranger), ok=(3,))
+
+    assert "key" in done.stderr
+    assert fleet.nodes()["edge-1"]["assigned_generation"] == 1
+    assert refused(host)
+
+
 def test_restored_older_master_cannot_take_a_node_back_to_a_lower_generation(make_fleet, tmp_path):
     fleet = make_fleet(1)
     host = fleet.fabric.hosts["edge-1"]
