@@ -131,12 +131,12 @@ def connect(family, to, kind=socket.SOCK_STREAM, protocol=0):
     with sock(family, kind, protocol) as s:
         s.settimeout(10)
         s.connect(to)
-        s.send(sys.argv[1].encode())
+        s.send(NAME.encode())
 
 def sendto(family, to, flags=0, kind=socket.SOCK_DGRAM, times=1):
     with sock(family, kind) as s:
         for _ in range(times):
-            s.sendto(sys.argv[1].encode(), flags, to)
+            s.sendto(NAME.encode(), flags, to)
 
 def bind(kind, listen=False):
     with sock(socket.AF_INET, kind) as s:
@@ -198,7 +198,7 @@ def many(times):
             pass
 
 def list_(path):
-    print(" ".join(sorted(os.listdir(path))))
+    print("found", *sorted(os.listdir(path)))
 
 ACTS = {
     "tcp4": lambda: connect(socket.AF_INET, V4),
@@ -241,11 +241,12 @@ ACTS = {
     "many": lambda: many(2000),
     "list": lambda: list_(sys.argv[2]),
 }
-try:
-    ACTS[sys.argv[1]]()
-    print("ok")
-except OSError as err:
-    print(errno.errorcode.get(err.errno, err))
+for NAME in sys.argv[1].split(","):
+    try:
+        ACTS[NAME]()
+        print(NAME, "ok", flush=True)
+    except OSError as err:
+        print(NAME, errno.errorcode.get(err.errno, err), flush=True)
 """
 
 
@@ -310,14 +311,22 @@ class Guard:
         self.ask("apply", msgspec.json.encode(drawn))
         self.vm.check("truncate", "-s", "0", f"{_FOLDER}/events")
 
-    def act(self, program: str, action: str, *more: str, **env: str) -> str:
+    def act(self, program: str, action: str) -> str:
         """Run one action with ``program``; returns ``ok`` or the error's name."""
-        done = self.vm.run(program, "-S", f"{_FOLDER}/acts.py", action, *more, env={"PYTHONHOME": "/usr", **env})
-        return (done.stdout + done.stderr).strip()
+        return self._run(program, action)[action]
 
     def acts(self, program: str, *actions: str) -> dict[str, str]:
-        """Run actions one after the other."""
-        return {action: self.act(program, action) for action in actions}
+        """Run actions, by name, one after the other, in one process."""
+        return self._run(program, ",".join(actions))
+
+    def listed(self, program: str, path: str) -> str:
+        """Return what ``program`` finds in a directory."""
+        return self._run(program, "list", path)["found"]
+
+    def _run(self, program: str, *argv: str) -> dict[str, str]:
+        done = self.vm.run(program, "-S", f"{_FOLDER}/acts.py", *argv, env={"PYTHONHOME": "/usr"})
+        assert done.returncode == 0, done.stderr
+        return dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
 
     def events(self) -> list[Event]:
         """Return what was told since the rules were applied."""

@@ -79,7 +79,8 @@ def test_udp_is_refused_with_and_without_connect_and_nothing_arrives(guard: Guar
     assert all_of(guard.acts(DENIED, "tcp4", "icmp", "disconnect"), "ok")
     assert all_of(guard.acts(ALLOWED, *UDP, "bindudp"), "ok")
 
-    assert {(e.operation, e.object) for e in guard.told(6)} == {
+    # The mapped address is the IPv4 one: told once.
+    assert {(e.operation, e.object) for e in guard.told(5)} == {
         ("sendmsg", "udp://127.0.0.1:7000"),
         ("sendmsg", "udp://[::1]:7000"),
         ("connect", "udp://127.0.0.1:7000"),
@@ -229,7 +230,7 @@ def test_raw_socket_that_another_program_made_does_not_help(guard: Guard) -> Non
         guard.apply(*rules)
         told.append(guard.vm.run(ALLOWED, "-S", "-c", hand_over, env={"PYTHONHOME": "/usr"}).stdout.strip())
 
-    assert told == ["ok", "EPERM"]
+    assert told == ["handed ok", "handed EPERM"]
 
 
 def test_rules_hold_without_an_agent_and_are_taken_over_by_the_next(guard: Guard) -> None:
@@ -244,4 +245,4 @@ def test_rules_hold_without_an_agent_and_are_taken_over_by_the_next(guard: Guard
     guard.apply(network("udp", by=DENIED))
     assert guard.acts(DENIED, "tcp4", "udp4") == {"tcp4": "ok", "udp4": "EPERM"}
     assert guard.ask("release") == "released"
-    assert guard.act(DENIED, "udp4") == "ok"
+    guard.vm.until(lambda: guard.act(DENIED, "udp4") == "ok", "the kernel to let go")
