@@ -19,6 +19,7 @@
 #include <bpf/bpf_tracing.h>
 
 #define EPERM 1
+#define SB_NOUSER (1UL << 31) /* include/linux/fs.h */
 
 /* ---- Maps ------------------------------------------------------------------------------------------------------------- */
 
@@ -329,6 +330,15 @@ __noinline int tell(const struct telling *told)
 	return 0;
 }
 
+/*
+ * Files that no path can ever lead to: pipes, sockets, pidfds, memfds. No rule names them, and unlike a path that cannot be told
+ * they are not refused for that: processes are watched with pidfds, and container runtimes start from a memfd.
+ */
+static __always_inline int nameless(struct inode *inode)
+{
+	return (BPF_CORE_READ(inode, i_sb, s_flags) & SB_NOUSER) != 0;
+}
+
 static __always_inline int same_place(const struct place *a, const struct place *b)
 {
 	return a->dentry == b->dentry && a->mnt == b->mnt && a->generation == b->generation && a->epoch == b->epoch;
@@ -378,7 +388,7 @@ static __always_inline int enforce(__u32 entity, __u32 operation, struct path *p
 	struct located *kept;
 	void *table;
 
-	if (!head || !head->generation)
+	if (!head || !head->generation || nameless(inode))
 		return 0;
 	count(COUNT_DECISIONS);
 	generation = at.generation = head->generation;

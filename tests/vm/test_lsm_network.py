@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from garrison.common.policy.rules import Mode, Posture, Verdict
+from garrison.minion.enforcers.bpf_lsm.report import BACKEND
 from vm.guard import ALLOWED, DENIED, Guard, network
 from vm.lab import K61, K612, Lab
 
@@ -66,7 +67,7 @@ def test_tcp_is_refused_on_every_way_and_to_that_program_only(guard: Guard) -> N
         "block",
         "EPERM",
         7,
-        "bpf-lsm",
+        BACKEND,
     )
 
 

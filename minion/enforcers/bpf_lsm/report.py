@@ -9,7 +9,7 @@ from garrison.common.policy.rules import Entity, HostScope, Mode, Rule, RuleSet,
 
 __all__ = ["BACKEND", "report_rules"]
 
-BACKEND: Final = "bpf-lsm"
+BACKEND: Final = "bpf_lsm"
 _ENTITIES: Final = (Entity.PROCESS, Entity.FILE, Entity.NETWORK, Entity.CAPABILITY)
 
 
