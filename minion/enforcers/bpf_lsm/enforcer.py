@@ -1,4 +1,4 @@
-"""Process and file rules held by LSM programs in the kernel, which go on holding them when the agent is gone.
+"""Rules held by LSM programs in the kernel, which go on holding them when the agent is gone.
 
 Rules of this file:
 - Programs and maps are pinned. An agent that starts finds them and takes over; nothing is detached in between.
@@ -34,11 +34,13 @@ from garrison.minion.enforcers.bpf_lsm.events import COUNTERS, alert, decode_dec
 from garrison.minion.enforcers.bpf_lsm.layout import TABLES, Tables, TableType, lay_out
 from garrison.minion.enforcers.bpf_lsm.program import compile_program
 from garrison.minion.enforcers.bpf_lsm.report import BACKEND, report_rules
+from garrison.minion.enforcers.bpf_lsm.subject_events import SUBJECT_COUNTERS, SUBJECT_RECORD_BYTES, decode_subject
 
 __all__ = ["OBJECTS", "PINS", "BpfLsmEnforcer"]
 
 PINS: Final = Path("/sys/fs/bpf/garrison")
-OBJECTS: Final = ("enforce_exec", "enforce_files")
+OBJECTS: Final = ("enforce_exec", "enforce_files", "enforce_network", "enforce_capabilities")
+_SUBJECT_MAPS: Final = ("exempt", "repeats", "subject_counters")  # of enforce_network and enforce_capabilities alone
 _SHARED: Final = (*TABLES, "active", "epoch", "agent", "events", "lost", "counters", "subjects", "locations", "secret")
 _INNER_MAP: Final = 1 << 12  # BPF_F_INNER_MAP: numbered tables of a copy may have any size
 _KEPT_GENERATIONS: Final = 8  # whose events may still be in the ring
@@ -50,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 
 class BpfLsmEnforcer(Enforcer):
-    """Holds process and file rules for the whole machine.
+    """Holds process, file, network and capability rules for the whole machine.
 
     Args:
         emit: Takes alerts.
@@ -87,11 +89,11 @@ class BpfLsmEnforcer(Enforcer):
         return self._probe
 
     def compile(self, rules: RuleSet) -> tuple[RuleReport, ...]:
-        """Return what becomes of each process and file rule."""
+        """Return what becomes of each rule that it knows."""
         return report_rules(rules)
 
     def apply(self, rules: RuleSet) -> tuple[RuleReport, ...]:
-        """Enforce the process and file rules of ``rules`` from the next operation on."""
+        """Enforce ``rules`` from the next operation on."""
         if not (probe := self.probe()).ok:
             raise BackendUnsupportedError(f"{BACKEND} cannot be used: {probe.reason}")
         program = compile_program(rules)
@@ -144,7 +146,7 @@ class BpfLsmEnforcer(Enforcer):
             return
         version = self._pins / "version"
         if (self._pins / "maps").is_dir() and version.is_dir() and (version / _version()).is_dir():
-            self._maps = {name: open_pinned_map(self._pins / "maps" / name) for name in _SHARED}
+            self._maps = {name: open_pinned_map(self._pins / "maps" / name) for name in (*_SHARED, *_SUBJECT_MAPS)}
             self._hasher = PathHasher(self._maps["secret"].lookup(_ZERO) or bytes(KEY_BYTES))
         else:
             self._install()
@@ -161,16 +163,15 @@ class BpfLsmEnforcer(Enforcer):
         try:
             (self._pins / "maps").mkdir(mode=0o700, parents=True)
             (self._pins / "links").mkdir(mode=0o700)
-            first = loaded[0]
-            first.maps["secret"].update(_ZERO, key)
-            for name in _SHARED:
-                first.pin_map(name, self._pins / "maps" / name)
+            loaded[0].maps["secret"].update(_ZERO, key)
+            for name in (*_SHARED, *_SUBJECT_MAPS):
+                next(made for made in loaded if name in made.map_names).pin_map(name, self._pins / "maps" / name)
             for made in loaded:
                 for program in made.programs.values():
                     if program.name.startswith("guard_"):
                         program.attach().pin(self._pins / "links" / program.name)
             (self._pins / "version" / _version()).mkdir(parents=True)
-            self._maps = {name: open_pinned_map(self._pins / "maps" / name) for name in _SHARED}
+            self._maps = {name: open_pinned_map(self._pins / "maps" / name) for name in (*_SHARED, *_SUBJECT_MAPS)}
         except BaseException:
             shutil.rmtree(self._pins, ignore_errors=True)
             raise
@@ -184,6 +185,11 @@ class BpfLsmEnforcer(Enforcer):
             noting.reuse_map("agent", self._maps["agent"])
             noting.load()
             noting.programs["note_agent"].run()
+        with Object(object_path("enforce_capabilities")) as noting:
+            noting.autoload(["note_exempt"])
+            noting.reuse_map("exempt", self._maps["exempt"])
+            noting.load()
+            noting.programs["note_exempt"].run()
 
     # ---- tables ----------------------------------------------------------------------------------------------------------
     def _held_hasher(self) -> PathHasher:
@@ -221,6 +227,8 @@ class BpfLsmEnforcer(Enforcer):
         total: Counter[str] = Counter()
         for index, name in enumerate(COUNTERS):
             total[name] = self._maps["counters"].lookup_sum(_U32.pack(index))
+        for index, name in enumerate(SUBJECT_COUNTERS):
+            total[name] = self._maps["subject_counters"].lookup_sum(_U32.pack(index))
         for key in list(self._maps["lost"].keys()):
             generation, number = _LOST_KEY.unpack(key)
             rule = self._rule(generation, number)
@@ -234,7 +242,7 @@ class BpfLsmEnforcer(Enforcer):
         return rules[number - 1] if 0 < number <= len(rules) else None
 
     def _on_record(self, raw: bytes) -> None:
-        record = decode_decision(raw)
+        record = decode_subject(raw) if len(raw) == SUBJECT_RECORD_BYTES else decode_decision(raw)
         rule = self._rule(record.generation, record.rule)
         if rule is None:
             self._unknown += 1

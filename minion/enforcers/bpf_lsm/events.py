@@ -13,11 +13,11 @@ from garrison.common.events import Actor, Event, Kind, Lane, Scalar
 from garrison.common.policy.rules import Rule, Verdict
 from garrison.minion.enforcers.bpf_lsm.report import BACKEND
 
-__all__ = ["COUNTERS", "DecisionRecord", "alert", "decode_decision"]
+__all__ = ["COUNTERS", "VERDICTS", "DecisionRecord", "alert", "decode_decision"]
 
 COUNTERS: Final = ("decisions", "blocks", "audits", "lost", "lost_unnamed", "unresolved", "table_errors", "walks")  # enum counter
 _OPERATIONS: Final = ("exec", "open", "map", "unlink", "rename", "link", "create", "setattr", "truncate")  # enum operation
-_VERDICTS: Final = (Verdict.ALLOW, Verdict.ALLOW, Verdict.AUDIT, Verdict.BLOCK)  # enum verdict
+VERDICTS: Final = (Verdict.ALLOW, Verdict.ALLOW, Verdict.AUDIT, Verdict.BLOCK)  # enum verdict
 _NAMES: Final = 1024 + 256
 _FIXED: Final = struct.Struct(f"={ACTOR_BYTES}sIIBBxxIIii4xQI4x")
 _RECORD_BYTES: Final = _FIXED.size + 2 * _NAMES
@@ -36,6 +36,7 @@ class DecisionRecord(NamedTuple):
     path: str
     inode: int
     device: int
+    repeats: int = 0  # like operations that were only counted since the last record
 
 
 def decode_decision(raw: bytes) -> DecisionRecord:
@@ -47,7 +48,7 @@ def decode_decision(raw: bytes) -> DecisionRecord:
     if len(raw) != _RECORD_BYTES:
         raise FrameError(f"decision of {len(raw)} bytes, {_RECORD_BYTES} expected")
     head, generation, operation, verdict, posture, rule, _, exe_used, path_used, inode, device = _FIXED.unpack_from(raw)
-    if operation >= len(_OPERATIONS) or verdict >= len(_VERDICTS):
+    if operation >= len(_OPERATIONS) or verdict >= len(VERDICTS):
         raise FrameError(f"decision about operation {operation} with verdict {verdict}")
     exe = raw[_FIXED.size : _FIXED.size + _NAMES]
     path = raw[_FIXED.size + _NAMES :]
@@ -55,7 +56,7 @@ def decode_decision(raw: bytes) -> DecisionRecord:
         actor=decode_actor(head),
         generation=generation,
         operation=_OPERATIONS[operation],
-        verdict=_VERDICTS[verdict],
+        verdict=VERDICTS[verdict],
         by_posture=bool(posture),
         rule=rule,
         exe=decode_names(exe, exe_used)[0],
@@ -75,6 +76,7 @@ def alert(record: DecisionRecord, rule: Rule, cgroup: str) -> Event:
         "tags": list(rule.tags),
         "by_posture": record.by_posture or None,
         "inode": record.inode or None,
+        "repeats": record.repeats or None,
     }
     return Event(
         ts=time.time_ns() - (time.monotonic_ns() - who.mono_ns),

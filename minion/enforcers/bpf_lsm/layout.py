@@ -17,7 +17,8 @@ import msgspec
 from garrison.bpf.pathhash import PathHasher
 from garrison.common.policy.match import Decision
 from garrison.common.policy.rules import Entity, PathKind, PathTarget, Verdict
-from garrison.minion.enforcers.bpf_lsm.program import Node, PathSets, Program, Record
+from garrison.minion.enforcers.bpf_lsm.program import ANY_CLASS, Node, PathSets, Program, Record
+from garrison.minion.enforcers.bpf_lsm.subjects import SUBJECTS, capability_bits
 
 __all__ = ["ENTITIES", "TABLES", "TableType", "Tables", "lay_out", "rule_at"]
 
@@ -31,7 +32,9 @@ _TRIPLE: Final = struct.Struct("=III")
 _INODE: Final = struct.Struct("=QI4x")
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
+_SUBJECT_HEAD: Final = struct.Struct("=QQII")
 _POSTURE_OF: Final = 0xFFFF_FFFF
+_POSTURES: Final = ENTITIES + SUBJECTS
 
 Tables = Mapping[str, Mapping[bytes, bytes]]
 """Table → key → value. Tables of numbered rows have the row's number as key, in order and without holes."""
@@ -56,6 +59,8 @@ TABLES: Final[Mapping[str, TableType]] = {
     "rows": TableType(True, _PAIR.size, 4),
     "records": TableType(False, 4, 16 * _OUTCOME.size),
     "inodes": TableType(True, _INODE.size, _PAIR.size),
+    "subject_heads": TableType(False, 4, _SUBJECT_HEAD.size),
+    "class_capabilities": TableType(True, 4, 8),
 }
 
 
@@ -84,6 +89,7 @@ def lay_out(
         "rows": rows,
         "records": records,
         "inodes": dict(_inodes(program, inode_of)),
+        **_subjects(program, generation),
     }
 
 
@@ -145,7 +151,7 @@ def _rows(program: Program) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
     for (found, class_), record in program.records.items():
         row(found, class_, record)
     for (entity, class_), decision in program.postures.items():
-        row(_POSTURE_OF - ENTITIES.index(entity), class_, (decision,) * 16)
+        row(_POSTURE_OF - _POSTURES.index(entity), class_, (decision,) * 16)
     return rows, _numbered(iter(indexes))
 
 
@@ -165,3 +171,12 @@ def _inodes(program: Program, inode_of: Callable[[str], tuple[int, int] | None])
             found.setdefault(inode, [program.set_of(entity, path) for entity in ENTITIES])
     for (device, number), sets in found.items():
         yield _INODE.pack(number, device), _PAIR.pack(*sets)
+
+
+def _subjects(program: Program, generation: int) -> dict[str, dict[bytes, bytes]]:
+    bits = capability_bits(program.records, program.postures, anyone=ANY_CLASS)
+    network = any(rule.entity is Entity.NETWORK for rule in program.rules)
+    return {
+        "subject_heads": {_U32.pack(0): _SUBJECT_HEAD.pack(bits.all, bits.anyone, generation, network)},
+        "class_capabilities": {_U32.pack(class_): _U64.pack(own) for class_, own in bits.classes.items()},
+    }
