@@ -325,6 +325,10 @@ class Object:
         for name, pointer in self._program_pointers.items():
             check(libbpf().bpf_program__set_autoload(pointer, name in wanted), f"choose {name}")
 
+    def enable(self, name: str) -> None:
+        """Load also the program ``name``, whose section begins with ``?``: one that not every kernel has a hook for."""
+        check(libbpf().bpf_program__set_autoload(self._program_pointers[name], True), f"choose {name}")
+
     def set_max_entries(self, name: str, count: int) -> None:
         """Give the map ``name`` another size."""
         check(libbpf().bpf_map__set_max_entries(self._map_pointers[name], count), f"resize map {name}")

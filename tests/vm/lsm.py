@@ -165,15 +165,15 @@ def path(where: str) -> PathTarget:
 
 def process(where: str, verdict: Verdict = Verdict.BLOCK, *, by: str = "", policy: str = "p", **fields: Any) -> Rule:
     """Return a process rule; ``by`` is the acting program or directory."""
-    return _rule(Entity.PROCESS, where, verdict, by, policy, fields)
+    return _rule(Entity.PROCESS, where, verdict, by, policy=policy, fields=fields)
 
 
 def file(where: str, verdict: Verdict = Verdict.BLOCK, *, by: str = "", policy: str = "p", **fields: Any) -> Rule:
     """Return a file rule; ``by`` is the acting program or directory."""
-    return _rule(Entity.FILE, where, verdict, by, policy, fields)
+    return _rule(Entity.FILE, where, verdict, by, policy=policy, fields=fields)
 
 
-def _rule(entity: Entity, where: str, verdict: Verdict, by: str, policy: str, fields: dict[str, Any]) -> Rule:
+def _rule(entity: Entity, where: str, verdict: Verdict, by: str, *, policy: str, fields: dict[str, Any]) -> Rule:
     name = fields.pop("name", f"{entity}-{verdict}-{where}{'-' if by else ''}{by}")
     sources = (Source(by),) if by else ()
     return Rule(

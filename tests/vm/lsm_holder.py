@@ -1,7 +1,7 @@
 """Runs in a VM: holds rules with the kernel enforcer and answers requests on a UNIX socket, one JSON object a line each way.
 
 Requests: {"do": "apply", "rules": RuleSet as JSON}, {"do": "events"}: those since the last request, {"do": "status"},
-{"do": "close"}, {"do": "release"}. Answers have "error" when the enforcer raised. Started by ``lsm.Guard``; ends with ``SIGKILL``.
+{"do": "close"}, {"do": "release"}. Answers have "error" when the enforcer raised. Started by ``lsm.Guard``; ends by ``SIGKILL``.
 """
 
 from __future__ import annotations

@@ -14,16 +14,19 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import struct
 import threading
 from collections import Counter
+from collections.abc import Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
 from garrison.bpf.cgroups import CgroupNames, cgroup2_root
-from garrison.bpf.loader import BpfMap, MapType, Object, object_path, open_pinned_map
+from garrison.bpf.loader import BpfMap, MapType, Object, Program, object_path, open_pinned_map
 from garrison.bpf.pathhash import KEY_BYTES, PathHasher
 from garrison.bpf.ring import RingReader
 from garrison.common.errors import BackendUnsupportedError, GarrisonError, KernelError
@@ -38,8 +41,11 @@ from garrison.minion.enforcers.bpf_lsm.report import BACKEND, report_rules
 __all__ = ["OBJECTS", "PINS", "BpfLsmEnforcer"]
 
 PINS: Final = Path("/sys/fs/bpf/garrison")
-OBJECTS: Final = ("enforce_exec", "enforce_files")
+OBJECTS: Final = ("enforce_exec", "enforce_files", "enforce_maps", "watch")
+# Programs for hooks that not every kernel has: object -> program -> hook.
+_OPTIONAL: Final = {"enforce_files": {"guard_ftruncate": "file_truncate"}}
 _SHARED: Final = (*TABLES, "active", "epoch", "agent", "events", "lost", "counters", "subjects", "locations", "secret")
+_ATTACHED: Final = ("guard_", "watch_")  # names of programs that are attached; others are run
 _INNER_MAP: Final = 1 << 12  # BPF_F_INNER_MAP: numbered tables of a copy may have any size
 _KEPT_GENERATIONS: Final = 8  # whose events may still be in the ring
 _ZERO: Final = bytes(4)
@@ -98,7 +104,7 @@ class BpfLsmEnforcer(Enforcer):
         with self._lock:
             self._take_over()
             number = self._generation + 1
-            tables = lay_out(program, number, hasher=self._held_hasher(), inode_of=_inode_of)
+            tables = lay_out(program, number, hasher=self._held_hasher(), inode_of=partial(_inode_of, devices=_devices()))
             copy = _U32.pack(1 - self._active())
             for name in TABLES:
                 self._fill(name, copy, tables)
@@ -165,10 +171,9 @@ class BpfLsmEnforcer(Enforcer):
             first.maps["secret"].update(_ZERO, key)
             for name in _SHARED:
                 first.pin_map(name, self._pins / "maps" / name)
-            for made in loaded:
-                for program in made.programs.values():
-                    if program.name.startswith("guard_"):
-                        program.attach().pin(self._pins / "links" / program.name)
+            for name, made in zip(OBJECTS, loaded, strict=True):
+                for program in _attachable(name, made):
+                    program.attach().pin(self._pins / "links" / program.name)
             (self._pins / "version" / _version()).mkdir(parents=True)
             self._maps = {name: open_pinned_map(self._pins / "maps" / name) for name in _SHARED}
         except BaseException:
@@ -255,6 +260,8 @@ def _load_all(shared: dict[str, BpfMap], hasher: PathHasher) -> list[Object]:
             made.set_rodata(hasher.rodata)
             for map_name in made.map_names & maps.keys():
                 made.reuse_map(map_name, maps[map_name])
+            for program in _offered(name):
+                made.enable(program)
             made.load()
             maps = {**made.maps, **maps}
     except BaseException:
@@ -262,6 +269,21 @@ def _load_all(shared: dict[str, BpfMap], hasher: PathHasher) -> list[Object]:
             made.close()
         raise
     return loaded
+
+
+def _attachable(name: str, made: Object) -> list[Program]:
+    left_out = _OPTIONAL.get(name, {}).keys() - set(_offered(name))
+    return [p for p in made.programs.values() if p.name.startswith(_ATTACHED) and p.name not in left_out]
+
+
+def _offered(name: str) -> list[str]:
+    """Return the optional programs of an object that this kernel has hooks for."""
+    return [program for program, hook in _OPTIONAL.get(name, {}).items() if _has_hook(hook)]
+
+
+@cache
+def _has_hook(hook: str) -> bool:
+    return f"\0bpf_lsm_{hook}\0".encode() in Path("/sys/kernel/btf/vmlinux").read_bytes()
 
 
 def _make_table(name: str, kind: TableType, rows: int) -> BpfMap:
@@ -274,12 +296,31 @@ def _version() -> str:
     return hashlib.sha256(b"".join(object_path(name).read_bytes() for name in OBJECTS)).hexdigest()[:16]
 
 
-def _inode_of(path: str) -> tuple[int, int] | None:
+def _inode_of(path: str, devices: Mapping[bytes, int]) -> tuple[int, int] | None:
+    """Return (device, inode) of what is at ``path``; with a final slash only of a directory.
+
+    The device is as the kernel itself numbers the file system, by the mount: ``st_dev`` is another on btrfs.
+    """
     try:
-        found = Path(path).stat()
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC | (os.O_DIRECTORY if path.endswith("/") else 0))
     except (OSError, ValueError):
         return None  # not there: the rule holds by path alone, which is what it says
-    return os.major(found.st_dev) << 20 | os.minor(found.st_dev), found.st_ino
+    try:
+        mount = re.search(rb"^mnt_id:\t(\d+)$", Path(f"/proc/self/fdinfo/{fd}").read_bytes(), re.MULTILINE)
+        device = devices.get(mount[1]) if mount else None
+        return None if device is None else (device, os.fstat(fd).st_ino)
+    finally:
+        os.close(fd)
+
+
+def _devices() -> dict[bytes, int]:
+    """Return mount id → device of this mount namespace."""
+    found = {}
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        mount, _, device, _ = line.split(maxsplit=3)
+        major, minor = map(int, device.split(b":"))
+        found[mount] = major << 20 | minor
+    return found
 
 
 def _active_lsms() -> list[str]:

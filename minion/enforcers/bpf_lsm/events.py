@@ -16,7 +16,8 @@ from garrison.minion.enforcers.bpf_lsm.report import BACKEND
 __all__ = ["COUNTERS", "DecisionRecord", "alert", "decode_decision"]
 
 COUNTERS: Final = ("decisions", "blocks", "audits", "lost", "lost_unnamed", "unresolved", "table_errors", "walks")  # enum counter
-_OPERATIONS: Final = ("exec", "open", "map", "unlink", "rename", "link", "create", "setattr", "truncate")  # enum operation
+# enum operation
+_OPERATIONS: Final = ("exec", "open", "map", "unlink", "rename", "link", "create", "setattr", "truncate", "map_shared", "receive")
 _VERDICTS: Final = (Verdict.ALLOW, Verdict.ALLOW, Verdict.AUDIT, Verdict.BLOCK)  # enum verdict
 _NAMES: Final = 1024 + 256
 _FIXED: Final = struct.Struct(f"={ACTOR_BYTES}sIIBBxxIIii4xQI4x")
