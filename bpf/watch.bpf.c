@@ -38,16 +38,12 @@ SEC("fexit/d_exchange") int BPF_PROG(watch_exchange, struct dentry *one, struct 
 	return 0;
 }
 
-static __always_inline void forget_inode(void *outer, const struct inode_key *key)
+static __always_inline void forget_inode(void *outer, __u32 copy, const struct inode_key *key)
 {
-	__u32 copy;
+	void *table = bpf_map_lookup_elem(outer, &copy);
 
-	for (copy = 0; copy < 2; copy++) {
-		void *table = bpf_map_lookup_elem(outer, &copy);
-
-		if (table)
-			bpf_map_delete_elem(table, key);
-	}
+	if (table)
+		bpf_map_delete_elem(table, key);
 }
 
 SEC("lsm/inode_free_security") int BPF_PROG(watch_free, struct inode *inode)
@@ -57,8 +53,10 @@ SEC("lsm/inode_free_security") int BPF_PROG(watch_free, struct inode *inode)
 	if (BPF_CORE_READ(inode, i_nlink))
 		return 0; /* only out of memory */
 	key = inode_key_of(inode);
-	forget_inode(&inodes, &key);
-	forget_inode(&anchors, &key);
+	forget_inode(&inodes, 0, &key);
+	forget_inode(&inodes, 1, &key);
+	forget_inode(&anchors, 0, &key);
+	forget_inode(&anchors, 1, &key);
 	return 0;
 }
 

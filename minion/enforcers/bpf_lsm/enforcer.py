@@ -41,7 +41,7 @@ from garrison.minion.enforcers.bpf_lsm.report import BACKEND, report_rules
 __all__ = ["OBJECTS", "PINS", "BpfLsmEnforcer"]
 
 PINS: Final = Path("/sys/fs/bpf/garrison")
-OBJECTS: Final = ("enforce_exec", "enforce_files", "enforce_maps", "watch")
+OBJECTS: Final = ("enforce_exec", "enforce_files", "enforce_maps", "watch", "protect")
 # Programs for hooks that not every kernel has: object -> program -> hook.
 _OPTIONAL: Final = {"enforce_files": {"guard_ftruncate": "file_truncate"}}
 _SHARED: Final = (*TABLES, "active", "epoch", "agent", "events", "lost", "counters", "subjects", "locations", "secret")
