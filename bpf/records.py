@@ -61,21 +61,18 @@ def cut_args(raw: bytes, total: int) -> tuple[tuple[str, ...], bool]:
 
     Longer arguments and more arguments than the limits allow are cut and marked with ``CUT``.
     """
-    parts = raw.split(b"\0")
-    complete = len(raw) >= total
-    if parts and (complete or not parts[-1]):
-        parts.pop() if not parts[-1] else None
-    args, whole = [], complete
-    for part in parts[: limits.EVENT_ARGS_MAX]:
+    parts, complete = raw.split(b"\0"), len(raw) >= total
+    if not parts[-1]:
+        parts.pop()  # nothing follows the last NUL
+    args, cut = list[str](), not complete or len(parts) > limits.EVENT_ARGS_MAX
+    for part in parts[: limits.EVENT_ARGS_MAX - cut]:
         arg = text(part)
         if len(arg) > limits.EVENT_ARG_MAX_CHARS:
-            arg, whole = arg[: limits.EVENT_ARG_MAX_CHARS - len(CUT)] + CUT, False
+            arg, complete = arg[: limits.EVENT_ARG_MAX_CHARS - len(CUT)] + CUT, False
         args.append(arg)
-    if len(parts) > limits.EVENT_ARGS_MAX:
-        args[-1], whole = CUT, False
-    elif not complete and (not args or not args[-1].endswith(CUT)):
+    if cut:
         args.append(CUT)
-    return tuple(args), whole
+    return tuple(args), complete and not cut
 
 
 def proc_args(pid: int) -> bytes:

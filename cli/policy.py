@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import socket
 import tempfile
 from collections.abc import Sequence
@@ -181,22 +180,23 @@ _COMMANDLINE: Final = click.core.ParameterSource.COMMANDLINE
 
 def _inventory_labels(path: Path, node: str) -> dict[str, str]:
     """Return the labels that the inventory gives ``node``."""
-    inventory = importlib.import_module("garrison.master.inventory")
-    return dict(inventory.read_inventory(path).labels(node))
+    from garrison.master.inventory import read_inventory
+
+    return dict(read_inventory(path).labels(node))
 
 
 def _compile(normalised: Normalised) -> tuple[RuleReport, ...]:
     """Return what this machine's backends make of the rules; they are probed, and nothing is applied."""
     from garrison.minion.config import MinionSettings
+    from garrison.minion.enforcers.stack import EnforcerStack, default_backends
 
-    enforcers = importlib.import_module("garrison.minion.enforcers.stack")
     names = MinionSettings.model_fields["backends"].default
     with tempfile.TemporaryDirectory(prefix="garrison-explain-") as runtime_dir:
-        backends = enforcers.default_backends(lambda _event: None, runtime_dir=Path(runtime_dir), cgroup=None, names=names)
-        stack = enforcers.EnforcerStack(backends)
+        backends = default_backends(lambda _event: None, runtime_dir=Path(runtime_dir), cgroup=None, names=names)
+        stack = EnforcerStack(backends)
         try:
             stack.probe()
-            return tuple(stack.compile(normalised))
+            return stack.compile(normalised)
         finally:
             stack.close()
 

@@ -10,7 +10,7 @@ Owns: the record, the lanes, its binary form. Does not own: how it is stored (``
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -33,6 +33,10 @@ __all__ = [
 EVENT_VERSION: Final = 1
 
 Scalar = str | int | float | bool | None
+
+# SQLite, JSON readers and SIEMs take 64-bit signed numbers; what is not one of them must not get in.
+_Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class Lane(IntEnum):
@@ -76,14 +80,14 @@ class Actor(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
         container: Container id, if any.
     """
 
-    pid: int = -1
-    ppid: int = -1
+    pid: _Int64 = -1
+    ppid: _Int64 = -1
     exe: str = ""
     args: tuple[str, ...] = ()
     cwd: str = ""
-    uid: int = -1
-    auid: int = -1
-    ses: int = -1
+    uid: _Int64 = -1
+    auid: _Int64 = -1
+    ses: _Int64 = -1
     tty: str = ""
     unit: str = ""
     container: str = ""
@@ -114,16 +118,16 @@ class Event(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
         data: Further figures, flat.
     """
 
-    v: int = EVENT_VERSION
+    v: _Count = EVENT_VERSION
     node: str = ""
     epoch: str = ""
-    seq: int = 0
-    ts: int = 0
-    mono: int = 0
+    seq: _Count = 0
+    ts: _Count = 0
+    mono: _Count = 0
     boot: str = ""
     lane: Lane = Lane.STATE
     kind: str = ""
-    severity: int = 1
+    severity: _Int64 = 1
     actor: Actor | None = None
     object: str = ""
     operation: str = ""
@@ -150,9 +154,13 @@ def encode_event(event: Event) -> bytes:
     """Return the msgpack form of ``event``.
 
     Raises:
-        FrameError: It takes more than ``EVENT_MAX_BYTES``; the caller must cut arguments or data, never the spool.
+        FrameError: It takes more than ``EVENT_MAX_BYTES`` (the caller must cut arguments or data, never the spool), or holds what
+            has no encoding: a lone surrogate, a number of more than 64 bits, an object.
     """
-    raw = _encoder.encode(event)
+    try:
+        raw = _encoder.encode(event)
+    except (TypeError, OverflowError, UnicodeEncodeError, RecursionError) as err:
+        raise FrameError(f"event of kind {event.kind!r} cannot be encoded: {err}") from err
     if len(raw) > limits.EVENT_MAX_BYTES:
         raise FrameError(f"event of kind {event.kind!r} takes {len(raw)} bytes, the limit is {limits.EVENT_MAX_BYTES}")
     return raw
@@ -162,14 +170,18 @@ def decode_event(raw: bytes | memoryview) -> Event:
     """Return the event in ``raw``.
 
     Raises:
-        FrameError: Not an event: too long, wrong types, or too many data keys.
+        FrameError: Not an event: too long, wrong types, nested too deeply, numbers of more than 63 bits, or too many data keys.
     """
     if len(raw) > limits.EVENT_MAX_BYTES:
         raise FrameError(f"event takes {len(raw)} bytes, the limit is {limits.EVENT_MAX_BYTES}")
     try:
         event = _decoder.decode(raw)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as err:
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as err:
         raise FrameError(f"not an event: {err}") from err
+    return _checked(event)
+
+
+def _checked(event: Event) -> Event:
     if len(event.data) > limits.EVENT_DATA_MAX_KEYS:
         raise FrameError(f"event has {len(event.data)} data keys, the limit is {limits.EVENT_DATA_MAX_KEYS}")
     return event
@@ -187,6 +199,6 @@ def event_from_json(text: str | bytes) -> Event:
         FrameError: Not such a line.
     """
     try:
-        return _json_decoder.decode(text)
-    except (msgspec.DecodeError, msgspec.ValidationError) as err:
+        return _checked(_json_decoder.decode(text))
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeError, RecursionError) as err:
         raise FrameError(f"not an event: {err}") from err

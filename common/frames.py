@@ -45,7 +45,9 @@ __all__ = [
 PROTOCOL: Final = 1  # raised when an old peer could misread a message; N and N-1 must talk
 
 _Str = Annotated[str, msgspec.Meta(max_length=limits.STRING_MAX_CHARS)]
-_Hex = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[0-9a-f]*$")]
+_Hex = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[0-9a-f]*\Z")]  # not $, which lets a newline through
+_Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]  # SQLite's numbers end there
+_Int = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
 
 
 class _Frame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="t", tag=str.lower):
@@ -71,15 +73,15 @@ class Hello(_Frame, frozen=True, kw_only=True, omit_defaults=True):
         grains: Facts: os, kernel, arch, and so on.
     """
 
-    proto: int = PROTOCOL
+    proto: _Int = PROTOCOL
     node: _Str = ""
     instance: _Hex = ""
     boot: _Str = ""
     version: _Str = ""
     epoch: _Hex = ""
-    next_seq: int = 1
-    unacked: dict[str, int] = {}
-    generation: int = 0
+    next_seq: _Count = 1
+    unacked: dict[_Str, _Count] = {}
+    generation: _Count = 0
     bundle: _Hex = ""
     backends: dict[_Str, _Str] = {}
     grains: dict[_Str, _Str] = {}
@@ -92,12 +94,13 @@ class Batch(_Frame, frozen=True, kw_only=True, omit_defaults=True):
         epoch: Spool epoch they belong to.
         lane: Lane they all share.
         seqs: Sequence numbers, strictly rising; gaps are other lanes' numbers or acked events.
-        events: Encoded events, as ``encode_event`` made them, in the order of ``seqs``.
+        events: Encoded events, as ``encode_event`` made them, in the order of ``seqs``. Their own ``epoch``, ``seq`` and ``node``
+            are not set: the batch and the authenticated key say them.
     """
 
     epoch: _Hex
-    lane: int
-    seqs: list[int]
+    lane: _Int
+    seqs: list[_Count]
     events: list[bytes]
 
 
@@ -105,7 +108,7 @@ class ChunkRequest(_Frame, frozen=True, kw_only=True, omit_defaults=True):
     """Ask for one piece of a content-addressed blob (bundle metadata or a bundle's file)."""
 
     digest: _Hex
-    offset: int = 0
+    offset: _Count = 0
 
 
 class RuleReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -135,7 +138,7 @@ class ApplyReport(_Frame, frozen=True, kw_only=True, omit_defaults=True):
         rules: The compile report, for ``applied``.
     """
 
-    generation: int
+    generation: _Count
     bundle: _Hex
     state: _Str
     error: _Str = ""
@@ -146,8 +149,8 @@ class JobOutput(_Frame, frozen=True, kw_only=True, omit_defaults=True):
     """A piece of a running command's output, in order. ``stream`` is 1 (stdout) or 2 (stderr)."""
 
     job: _Hex
-    n: int
-    stream: int
+    n: _Count
+    stream: _Int
     data: bytes
 
 
@@ -164,11 +167,11 @@ class JobResult(_Frame, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     job: _Hex
-    exit_code: int
+    exit_code: _Int
     error: _Str = ""
-    outputs: int = 0
-    dropped_bytes: int = 0
-    duration_ms: int = 0
+    outputs: _Count = 0
+    dropped_bytes: _Count = 0
+    duration_ms: _Count = 0
 
 
 # ---- master → minion ------------------------------------------------------------------------------------------------
@@ -183,11 +186,11 @@ class Welcome(_Frame, frozen=True, kw_only=True, omit_defaults=True):
         time_ns: Master's wall clock.
     """
 
-    proto: int = PROTOCOL
-    credits: int = 1
-    acked: dict[str, int] = {}
-    generation: int = 0
-    time_ns: int = 0
+    proto: _Int = PROTOCOL
+    credits: _Count = 1
+    acked: dict[_Str, _Count] = {}
+    generation: _Count = 0
+    time_ns: _Count = 0
 
 
 class Refused(_Frame, frozen=True, kw_only=True, omit_defaults=True):
@@ -201,8 +204,8 @@ class Ack(_Frame, frozen=True, kw_only=True, omit_defaults=True):
     """Everything of this epoch and lane up to ``seq`` is durable at the master."""
 
     epoch: _Hex
-    lane: int
-    seq: int
+    lane: _Int
+    seq: _Count
 
 
 class Assignment(_Frame, frozen=True, kw_only=True, omit_defaults=True):
@@ -223,8 +226,8 @@ class Chunk(_Frame, frozen=True, kw_only=True, omit_defaults=True):
     """A piece of a blob. ``total`` is -1 when the master does not have it."""
 
     digest: _Hex
-    offset: int
-    total: int
+    offset: _Count
+    total: _Int
     data: bytes = b""
 
 
@@ -260,13 +263,13 @@ class JobCancel(_Frame, frozen=True, kw_only=True, omit_defaults=True):
 class Ping(_Frame, frozen=True, kw_only=True, omit_defaults=True):
     """Answer with a ``Pong`` of the same number."""
 
-    n: int = 0
+    n: _Count = 0
 
 
 class Pong(_Frame, frozen=True, kw_only=True, omit_defaults=True):
     """Answer to ``Ping``."""
 
-    n: int = 0
+    n: _Count = 0
 
 
 Up = Hello | Batch | ChunkRequest | ApplyReport | JobOutput | JobResult | Ping | Pong
@@ -284,9 +287,12 @@ def encode_frame(message: Up | Down) -> bytes:
     """Return the frame for ``message``, compressed when that pays.
 
     Raises:
-        FrameError: Larger than ``FRAME_MAX_BYTES``: the caller must split it.
+        FrameError: Larger than ``FRAME_MAX_BYTES``: the caller must split it; or it holds what has no encoding.
     """
-    plain = _encoder.encode(message)
+    try:
+        plain = _encoder.encode(message)
+    except (TypeError, OverflowError, UnicodeEncodeError) as err:
+        raise FrameError(f"{type(message).__name__} cannot be encoded: {err}") from err
     if len(plain) > limits.FRAME_PLAIN_MAX_BYTES:
         raise FrameError(f"{type(message).__name__} takes {len(plain)} bytes, over the limit")
     frame = b"\x00" + plain
@@ -316,12 +322,7 @@ def decode_down(frame: bytes) -> Down:
         FrameError: As ``decode_up``.
     """
     message: Down = _decode(frame, _down)
-    if isinstance(message, Job) and not 1 <= len(message.argv) <= limits.JOB_ARGV_MAX:
-        raise FrameError(f"job has {len(message.argv)} arguments")
-    if isinstance(message, Assignment):
-        roots = len(message.assignment_roots) + len(message.bundle_roots)
-        if roots > 2 * limits.ROOT_ROTATIONS_MAX:
-            raise FrameError(f"assignment carries {roots} root metadata files")
+    _check_down(message)
     return message
 
 
@@ -335,18 +336,32 @@ def _decode(frame: bytes, decoder: msgspec.msgpack.Decoder[_T]) -> _T:
             return decoder.decode(_decompress(frame[1:]))
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as err:
         raise FrameError(f"not a frame: {err}") from err
+    except zstandard.ZstdError as err:
+        raise FrameError(f"compressed frame is damaged: {err}") from err
     raise FrameError(f"frame encoding {frame[0]} is unknown")
 
 
 def _decompress(packed: bytes) -> bytes:
-    # The declared size is checked first; a lying header is stopped by max_output_size.
-    try:
-        size = zstandard.frame_content_size(packed)
-        if not 0 <= size <= limits.FRAME_PLAIN_MAX_BYTES:
-            raise FrameError(f"compressed frame declares {size} bytes")
-        return zstandard.ZstdDecompressor().decompress(packed, max_output_size=limits.FRAME_PLAIN_MAX_BYTES)
-    except zstandard.ZstdError as err:
-        raise FrameError(f"compressed frame is damaged: {err}") from err
+    # The declared size is checked first, and bounds what is allocated; a header that lies about it fails in the library.
+    size = zstandard.frame_content_size(packed)
+    if not 0 < size <= limits.FRAME_PLAIN_MAX_BYTES:
+        raise FrameError(f"compressed frame declares {size} bytes")
+    plain: bytes = zstandard.ZstdDecompressor().decompress(packed, max_output_size=size, allow_extra_data=False)
+    return plain
+
+
+def _check_down(message: Down) -> None:
+    if isinstance(message, Job):
+        if not 1 <= len(message.argv) <= limits.JOB_ARGV_MAX or len(message.env) > limits.JOB_ENV_MAX:
+            raise FrameError(f"job has {len(message.argv)} arguments and {len(message.env)} variables")
+        if not (message.job and 0 < message.timeout_s <= limits.JOB_TIMEOUT_MAX_S):  # also refuses NaN
+            raise FrameError(f"job {message.job!r} has a time limit of {message.timeout_s} s")
+    elif isinstance(message, Assignment):
+        roots = len(message.assignment_roots) + len(message.bundle_roots)
+        if roots > 2 * limits.ROOT_ROTATIONS_MAX:
+            raise FrameError(f"assignment carries {roots} root metadata files")
+    elif isinstance(message, Welcome) and len(message.acked) > limits.HELLO_MAX_ITEMS:
+        raise FrameError(f"welcome acknowledges {len(message.acked)} lanes")
 
 
 def _check_up(message: Up) -> None:

@@ -91,7 +91,7 @@ def _read(file: Path | None, default_file: Path) -> dict[str, Any]:
             return {}
         raise ConfigError(f"{path}: no such file", hint="name an existing file with --config, or leave the flag out") from err
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
-        raise ConfigError(f"{path} cannot be read as TOML: {err}") from err
+        raise ConfigError(f"{path} cannot be read as TOML: {err}") from None
 
 
 def _refuse_unknown_environment(model: type[DaemonSettings]) -> None:

@@ -79,7 +79,7 @@ class Demo:
     def violations(self) -> dict[str, tuple[str, ...]]:
         """What ordinary programs do against the demo's policies: name → command line."""
         return {
-            "exec": ("/usr/bin/base64", "/etc/hostname"),
+            "exec": ("/usr/bin/bash", "-c", "base64 /etc/hostname"),
             "open": ("/usr/bin/cat", "/etc/secret/api.key"),
             "connect": ("/usr/bin/perl", "-e", CONNECT % f"{self.fleet.fabric.gateway}:4515"),
         }

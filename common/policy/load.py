@@ -22,6 +22,7 @@ from garrison.common.errors import PolicyError
 from garrison.common.policy import models
 
 __all__ = [
+    "TOP_FILE",
     "Document",
     "Foreign",
     "KeyPath",
@@ -45,6 +46,7 @@ _KINDS: Final[dict[str, TypeAdapter[Any]]] = {
     "KubeArmorNetworkPolicy": TypeAdapter(models.NetworkPolicy),
 }
 _GROUP: Final = "security.kubearmor.com/"
+TOP_FILE: Final = "top.yml"  # of a states folder: says which node holds which policies, and is none
 _COLLECTIONS: Final = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
@@ -121,7 +123,7 @@ def yaml_files(paths: Iterable[Path]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        found = sorted(p for p in path.rglob("*") if p.suffix in {".yaml", ".yml"} and p.is_file())
+        found = sorted(p for p in path.rglob("*") if p.suffix in {".yaml", ".yml"} and p.is_file() and p != path / TOP_FILE)
         if not found:
             raise PolicyError("holds no *.yaml file", file=str(path))
         yield from found

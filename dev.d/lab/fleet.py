@@ -20,15 +20,14 @@ PORT = 4515
 GARRISON = str(Path(sys.prefix) / "bin" / "garrison")
 _T = TypeVar("_T")
 
-_MINION_TOML = """\
-join = "/etc/garrison/join.json"
-node = "{node}"
-cgroup = "{cgroup}"
-resource_interval_s = 2
-self_interval_s = 5
-shell_scope = "all"
-error_files = ["/var/log/app.log"]
-"""
+# TOML values; a test's own settings replace them.
+_MINION_SETTINGS = {
+    "join": '"/etc/garrison/join.json"',
+    "resource_interval_s": "2",
+    "self_interval_s": "5",
+    "shell_scope": '"all"',
+    "error_files": '["/var/log/app.log"]',
+}
 
 
 class FleetError(Exception):
@@ -106,10 +105,10 @@ class Fleet:
         return self.master.wait(timeout=20)
 
     def start_minion(self, host: Host, **settings: str) -> None:
-        """Start the minion of a host, from a config file as an operator would."""
+        """Start the minion of a host, from a config file as an operator would; ``settings`` are TOML values."""
         host.write("/etc/garrison/join.json", (self.directory / "join.json").read_text(), 0o600)
-        text = _MINION_TOML.format(node=host.name, cgroup=host.cgroup) + "".join(f"{k} = {v}\n" for k, v in settings.items())
-        host.write("/etc/garrison/minion.toml", text)
+        held = {**_MINION_SETTINGS, "node": f'"{host.name}"', "cgroup": f'"{host.cgroup}"', **settings}
+        host.write("/etc/garrison/minion.toml", "".join(f"{key} = {value}\n" for key, value in held.items()))
         self.minions[host.name] = host.start(GARRISON, "minion", log=self.work / f"{host.name}.log", env=self.env)
 
     def end_minion(self, host: Host, how: signal.Signals = signal.SIGTERM) -> int:

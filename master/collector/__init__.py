@@ -1,1 +1,1 @@
-"""The ROUTER end of the link: authentication, sessions, batches, acknowledgements."""
+"""Accepts connections of nodes, acknowledges their events, sends assignments and jobs."""

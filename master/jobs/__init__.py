@@ -1,1 +1,1 @@
-"""Remote command runs: who gets them, what came back."""
+"""Commands for nodes and their answers."""

@@ -1,1 +1,8 @@
 """The master's durable store of events, nodes, bundles, assignments and jobs."""
+
+from garrison.master.store.events import Stored
+from garrison.master.store.nodes import NodeRow
+from garrison.master.store.query import EventFilter
+from garrison.master.store.store import Store
+
+__all__ = ["EventFilter", "NodeRow", "Store", "Stored"]

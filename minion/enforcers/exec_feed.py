@@ -148,7 +148,7 @@ class ExecFeed:
             made.set_max_entries("records", self._ring_bytes)
             made.load()
             made.programs["note_agent"].run()
-            self._names = CgroupNames(cgroup2_root())
+            self._names = _cgroup_names()
             self._reader = RingReader(made.maps["records"], self._on_record, name="exec-feed")
             for program in ("feed_exec", "feed_exit"):
                 made.programs[program].attach()
@@ -243,6 +243,14 @@ def _actor(who: ActorRecord, cgroup: str, exe: str = "", args: tuple[str, ...] =
         unit=unit_of(cgroup),
         container=container_of(cgroup),
     )
+
+
+def _cgroup_names() -> CgroupNames | None:
+    try:
+        return CgroupNames(cgroup2_root())
+    except GarrisonError as err:  # commands without their unit are worth more than none
+        _log.warning("feed=exec units=unknown reason=%s", err)
+        return None
 
 
 @cache

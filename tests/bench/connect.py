@@ -51,11 +51,9 @@ def _figures(enforcer: CgroupNetEnforcer, cgroup: Path, probe: Path) -> dict[str
                 program[name] = _program_ns(enforcer, cgroup, probe)
     figures: dict[str, float | int | str] = {f"connect_{name}_ns": statistics.median(ns) for name, ns in taken.items()}
     figures |= {f"program_{name}_ns": ns for name, ns in program.items()}
-    figures["ratio_10000_to_1_programs"] = statistics.median(taken["program_10000"]) / statistics.median(taken["program_1"])
-    directories = statistics.median(taken["directory_10000"]), statistics.median(taken["directory_1"])
-    figures["ratio_10000_to_1_directories"] = directories[0] / directories[1]
-        taken["directory_1"]
-    )
+    medians = {name: statistics.median(ns) for name, ns in taken.items()}
+    figures["ratio_10000_to_1_programs"] = medians["program_10000"] / medians["program_1"]
+    figures["ratio_10000_to_1_directories"] = medians["directory_10000"] / medians["directory_1"]
     return figures
 
 

@@ -291,6 +291,20 @@ def test_without_network_rules_and_after_close_nothing_is_attached(guard, probe)
     assert guard.run(probe, *UDP) == "ok:1"
 
 
+def test_cgroup_that_goes_away_is_told_by_the_status():
+    path = cgroup2_mount() / f"{TAG}-gone"
+    path.mkdir()
+    guard = Guard(path)
+    guard.hold(rule("udp"))
+    assert guard.enforcer.status().healthy
+
+    path.rmdir()
+
+    assert not guard.enforcer.status().healthy
+    assert "gone" in guard.enforcer.status().detail
+    guard.enforcer.close()
+
+
 def test_cgroup_that_is_not_there_is_said_by_the_probe_and_refused_by_apply(tmp_path):
     enforcer = CgroupNetEnforcer(lambda _: None, cgroup=tmp_path / "none")
 

@@ -105,6 +105,7 @@ def test_arguments_beyond_the_limits_are_cut_and_marked(feed):
 
     assert not started.args_known
     assert started.actor.args[1].endswith("[...]")
+    assert started.actor.args[-1] == "[...]"
     assert len(started.actor.args[1]) == limits.EVENT_ARG_MAX_CHARS
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from vm.qemu import CODE_DISK_MIB, SITE_DISK_MIB
 
-__all__ = ["CHECKOUT", "PayloadError", "code_disk", "site_disk"]
+__all__ = ["CHECKOUT", "PayloadError", "code_disk", "site_disk", "stage_code", "stage_site"]
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 GUEST_PYTHON = (3, 11)
@@ -50,6 +50,34 @@ def site_disk(cache: Path) -> Path:
     """Return the disk with ``.venv``'s packages, made once per set of packages.
 
     Raises:
+        PayloadError: See ``stage_site``.
+    """
+    names = sorted(path.name for path in _site().glob("*.dist-info"))
+    key = hashlib.sha256("\n".join([*names, *LEFT_OUT, str(SITE_DISK_MIB)]).encode()).hexdigest()[:16]
+    disk = cache / f"site-{key}.raw"
+    if not disk.exists():
+        with tempfile.TemporaryDirectory(dir=cache) as stage:
+            stage_site(Path(stage, "site"))
+            _make_disk(Path(stage, "site"), Path(stage, "disk"), SITE_DISK_MIB)
+            Path(stage, "disk").rename(disk)
+    return disk
+
+
+def code_disk(into: Path) -> Path:
+    """Return a new disk in ``into`` with this checkout's code."""
+    disk = into / "code.raw"
+    with tempfile.TemporaryDirectory(dir=into) as stage:
+        stage_code(Path(stage, "code"))
+        _make_disk(Path(stage, "code"), disk, CODE_DISK_MIB)
+    return disk
+
+
+def stage_site(target: Path) -> None:
+    """Copy ``.venv``'s packages to the new folder ``target``.
+
+    Timestamps are kept: the .pyc files beside the sources stay valid, which saves an emulated CPU seconds per start.
+
+    Raises:
         PayloadError: This Python is not the guest's version, so compiled packages would not load there.
     """
     if sys.version_info[:2] != GUEST_PYTHON:
@@ -57,38 +85,27 @@ def site_disk(cache: Path) -> Path:
         raise PayloadError(
             f".venv has Python {sys.version.split()[0]}, the VM {wanted}: set PYTHON=python{wanted} and run ./dev setup"
         )
-    site = Path(sysconfig.get_path("purelib"))
-    names = sorted(path.name for path in site.glob("*.dist-info"))
-    key = hashlib.sha256("\n".join([*names, *LEFT_OUT, str(SITE_DISK_MIB)]).encode()).hexdigest()[:16]
-    disk = cache / f"site-{key}.raw"
-    if not disk.exists():
-        with tempfile.TemporaryDirectory(dir=cache) as stage:
-            # Timestamps are kept: the .pyc files beside the sources stay valid, which saves an emulated CPU seconds per start.
-            shutil.copytree(site, f"{stage}/site", ignore=shutil.ignore_patterns(*LEFT_OUT))
-            _make_disk(Path(stage, "site"), Path(stage, "disk"), SITE_DISK_MIB)
-            Path(stage, "disk").rename(disk)
-    return disk
+    shutil.copytree(_site(), target, ignore=shutil.ignore_patterns(*LEFT_OUT))
 
 
-def code_disk(into: Path) -> Path:
-    """Return a new disk in ``into`` with the namespace ``garrison`` as pyproject.toml maps it, compiled, and the sample data."""
+def stage_code(target: Path) -> None:
+    """Write the namespace ``garrison`` as pyproject.toml maps it, compiled, and the sample data to the new folder ``target``."""
     packages: dict[str, str] = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
-    disk = into / "code.raw"
-    with tempfile.TemporaryDirectory(dir=into) as stage:
-        for name, folder in packages.items():
-            target = Path(stage, *name.split("."))
-            shutil.copytree(CHECKOUT / folder, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
-        compileall.compile_dir(stage, quiet=1, stripdir=stage, prependdir="/opt/garrison", force=True)
-        for extra in EXTRAS:
-            if (CHECKOUT / extra).is_dir():
-                shutil.copytree(CHECKOUT / extra, Path(stage, extra))
-        subprocess.run(["chown", "-R", "0:0", stage], check=True)
-        _make_disk(Path(stage), disk, CODE_DISK_MIB)
-    return disk
+    for name, folder in packages.items():
+        inner = target.joinpath(*name.split("."))
+        shutil.copytree(CHECKOUT / folder, inner, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    compileall.compile_dir(target, quiet=1, stripdir=str(target), prependdir="/opt/garrison")
+    for extra in EXTRAS:
+        if (CHECKOUT / extra).is_dir():
+            shutil.copytree(CHECKOUT / extra, target / extra)
+
+
+def _site() -> Path:
+    return Path(sysconfig.get_path("purelib"))
 
 
 def _make_disk(folder: Path, out: Path, size_mib: int) -> None:
-    folder.chmod(0o755)
+    subprocess.run(["chown", "-R", "0:0", folder], check=True)
     done = subprocess.run(
         ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-m", "0", "-d", folder, out, f"{size_mib}M"],
         check=False, capture_output=True, text=True,

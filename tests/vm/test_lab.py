@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from vm.lab import BENCH, K61, K612, PREEMPT_FULL, Lab, Machine, VmError, VmTimeoutError
+from vm.payload import CHECKOUT
 
 KERNELS = [pytest.param(K61, id="6.1"), pytest.param(K612, id="6.12")]
 
@@ -203,6 +207,28 @@ def test_command_in_a_dead_vm_is_an_error_with_its_console(lab: Lab) -> None:
         vm.run("sh", "-c", "echo c >/proc/sysrq-trigger; sleep 100")
 
     assert "sysrq triggered crash" in vm.console_end(100)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_vm_ends_with_a_test_process_that_was_killed(tmp_path: Path) -> None:
+    script = "from vm.lab import Lab; lab = Lab(); print(lab.boot()._qemu.process.pid, flush=True); input()"
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT / "tests"), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", script], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert running(pid)
+        process.kill()
+
+    deadline = time.monotonic() + 30
+    while running(pid):
+        assert time.monotonic() < deadline, "QEMU outlived the process that started it"
+        time.sleep(0.05)
 
 
 def test_garrison_of_this_checkout_runs_in_the_guest(lab: Lab) -> None:

@@ -305,6 +305,9 @@ def _furnish(root: Path, public_key: bytes) -> None:
     shutil.copytree(HERE / "guest", root, dirs_exist_ok=True, symlinks=True, copy_function=_copy_as_root)
     (root / "etc/fstab").write_text("")
     (root / "etc/hostname").write_text("lab\n")
+    # Made anew at boot: machines that shared an id would be given one DHCP address. D-Bus's copy would be taken for it.
+    (root / "etc/machine-id").write_text("")
+    (root / "var/lib/dbus/machine-id").unlink(missing_ok=True)
     for unit in MASKED_UNITS:
         (root / "etc/systemd/system" / unit).symlink_to("/dev/null")
     _run("chroot", str(root), "systemctl", "--quiet", "enable", *UNITS)

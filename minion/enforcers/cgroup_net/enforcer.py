@@ -113,6 +113,8 @@ class CgroupNetEnforcer(Enforcer):
         counters |= {"unhandled": failed + self._unknown}
         if reader is not None and not reader.alive:
             return EnforcerStatus(backend=BACKEND, healthy=False, detail="alerts are no longer read", counters=counters)
+        if reader is not None and not self.cgroup.is_dir():  # the kernel detached the programs with it
+            return EnforcerStatus(backend=BACKEND, healthy=False, detail=f"{self.cgroup} is gone", counters=counters)
         return EnforcerStatus(backend=BACKEND, healthy=True, counters=counters)
 
     def close(self) -> None:

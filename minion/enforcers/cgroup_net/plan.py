@@ -18,9 +18,9 @@ from typing import Final, NamedTuple
 from garrison.bpf.pathhash import PathHasher
 from garrison.common.errors import CompileError
 from garrison.common.frames import RuleReport
-from garrison.common.policy.match import Operation, decide
+from garrison.common.policy.match import Operation, decide, posture_of
 from garrison.common.policy.protocols import socket_names
-from garrison.common.policy.rules import Entity, HostScope, Mode, Protocol, Rule, RuleSet, RuleStatus, Verdict
+from garrison.common.policy.rules import Entity, HostScope, Mode, Posture, Postures, Protocol, Rule, RuleSet, RuleStatus, Verdict
 from garrison.minion.enforcers.cgroup_net.layout import (
     CELLS,
     GROUPS,
@@ -69,7 +69,7 @@ class Plan(NamedTuple):
 
 def report_rules(rules: RuleSet) -> tuple[RuleReport, ...]:
     """Return what becomes of each network rule here; other rules are left out."""
-    return tuple(_report(rule) for rule in rules.rules if rule.entity is Entity.NETWORK)
+    return tuple(_report(rule, rules.postures) for rule in rules.rules if rule.entity is Entity.NETWORK)
 
 
 def make_plan(rules: RuleSet, generation: int, hasher: PathHasher) -> Plan:
@@ -157,7 +157,7 @@ def _sockets() -> Iterator[tuple[int, frozenset[str]]]:
 _SOCKETS: Final = tuple(_sockets())
 
 
-def _report(rule: Rule) -> RuleReport:
+def _report(rule: Rule, postures: Postures) -> RuleReport:
     name = rule.target.name if isinstance(rule.target, Protocol) else ""
     if not isinstance(rule.scope, HostScope):
         return _line(rule, RuleStatus.IMPOSSIBLE, _WORKLOAD)
@@ -169,8 +169,14 @@ def _report(rule: Rule) -> RuleReport:
         return _line(
             rule, RuleStatus.DEGRADED, f"a source lies deeper than {SOURCE_DEPTH_MAX} components: programs there count as unknown"
         )
-    observed = rule.verdict is Verdict.AUDIT or (rule.verdict is Verdict.BLOCK and rule.mode is Mode.AUDIT)
-    return _line(rule, RuleStatus.AUDITED if observed else RuleStatus.ENFORCED, "")
+    return _line(rule, RuleStatus.ENFORCED if _refuses(rule, postures) else RuleStatus.AUDITED, "")
+
+
+def _refuses(rule: Rule, postures: Postures) -> bool:
+    """Whether anything can be refused by it: a block, or an allow-list whose posture is to block."""
+    if rule.mode is not Mode.ENFORCE or rule.verdict is Verdict.AUDIT:
+        return False
+    return rule.verdict is Verdict.BLOCK or posture_of(postures, rule.entity) is Posture.BLOCK
 
 
 def _line(rule: Rule, status: RuleStatus, reason: str) -> RuleReport:

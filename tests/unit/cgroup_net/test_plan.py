@@ -128,7 +128,7 @@ def test_other_entities_and_workload_rules_make_no_rows():
         ({}, "enforced", ""),
         ({"mode": Mode.AUDIT}, "audited", ""),
         ({"verdict": Verdict.AUDIT}, "audited", ""),
-        ({"verdict": Verdict.ALLOW}, "enforced", ""),
+        ({"verdict": Verdict.ALLOW}, "audited", ""),
         ({"target": Protocol("raw")}, "degraded", "packet"),
         ({"target": Protocol("all")}, "degraded", "IPv4 and IPv6"),
         ({"target": Protocol("packet")}, "impossible", "bpf-lsm"),
@@ -143,6 +143,12 @@ def test_report_says_what_this_backend_makes_of_a_rule(fields, status, says):
     assert line.status == status
     assert says in line.reason
     assert bool(line.reason) == (status not in {"enforced", "audited"})
+
+
+def test_allow_list_is_enforced_when_its_posture_blocks():
+    (line,) = report_rules(RuleSet(rules=(rule(1, verdict=Verdict.ALLOW),), postures=Postures(network=Posture.BLOCK)))
+
+    assert line.status == "enforced"
 
 
 def test_rule_without_a_protocol_is_refused_before_anything_changes():

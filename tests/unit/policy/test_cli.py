@@ -79,6 +79,13 @@ def report_without_backends(normalised):
     return merge_reports(normalised.rules, [("one", [RuleReport(rule=first.id, status="enforced")])], normalised.inert)
 
 
+def test_lint_of_a_states_folder_passes_over_its_top_file(garrison):
+    done = garrison("lint", STATES.parent)
+
+    assert done.exit_code == 0
+    assert "errors 0" in done.output
+
+
 def test_explain_shows_the_worst_first_with_its_reason(garrison, monkeypatch):
     monkeypatch.setattr(policy, "_compile", report_without_backends)
     monkeypatch.setattr(policy, "_inventory_labels", lambda _path, _node: {"group/edge": "true"})

@@ -1,0 +1,128 @@
+"""``garrison minion``: run the agent on this node, or ask the one that runs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from garrison.cli.console import out_console, print_json_line
+
+__all__ = ["command"]
+
+_RULE_STYLE = {"enforced": "green", "audited": "cyan", "degraded": "yellow", "impossible": "red", "inert": "dim"}
+
+
+@click.group(
+    "minion",
+    invoke_without_command=True,
+    epilog="""\b
+Examples:
+  garrison minion --join /etc/garrison/join.json     first start: make a key, join that master
+  garrison minion                                    every later start (systemd does this)
+  garrison minion --backends audit --backends fanotify
+  garrison minion key                                what `garrison nodes pending` must show for this node
+  garrison minion status --json
+
+\b
+Settings come from flags, then GARRISON_MINION_<NAME> in the environment, then /etc/garrison/minion.toml, then defaults.
+The agent enforces the last good policy before it looks for a master, and goes on without one.""",
+)
+@click.option("--config", type=click.Path(path_type=Path), help="Settings file  [default: /etc/garrison/minion.toml]")
+@click.option(
+    "--dir", "directory", type=click.Path(path_type=Path), help="Keys, bundles, spool  [default: /var/lib/garrison/minion]"
+)
+@click.option("--runtime-dir", type=click.Path(path_type=Path), help="Sockets and status  [default: /run/garrison]")
+@click.option("--join", type=click.Path(path_type=Path), help="Join file from the master; needed once")
+@click.option("--node", help="Name of this node, pinned at the first start  [default: the hostname]")
+@click.option("--cgroup", type=click.Path(path_type=Path), help="cgroup v2 directory that obeys network rules  [default: all]")
+@click.option("--backends", multiple=True, help="Enforcement backend to try; repeat for more  [default: all]")
+@click.option("--log-level", help="debug, info, warning or error  [default: info]")
+@click.pass_context
+def command(ctx: click.Context, /, config: Path | None, **flags: Any) -> None:
+    """Run the minion on this node until it is told to stop; without a command, in the foreground."""
+    from garrison.common.settings import load_settings
+    from garrison.minion.config import DEFAULT_CONFIG, MinionSettings
+
+    flags["backends"] = flags["backends"] or None
+    settings = load_settings(MinionSettings, file=config, default_file=DEFAULT_CONFIG, flags=flags)
+    ctx.obj = settings
+    if ctx.invoked_subcommand is not None:
+        return
+    from garrison.minion.app import run_minion
+
+    logging.basicConfig(
+        stream=sys.stderr, level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    run_minion(settings)
+
+
+@command.command("key")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object")
+@click.pass_obj
+def key_command(settings: Any, *, as_json: bool) -> None:
+    """Show this node's name, public key and fingerprint; makes the key when there is none."""
+    import json
+
+    from garrison.common.names import fingerprint, node_name
+    from garrison.common.trust.curve import ensure_curve_key
+
+    settings.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    public, _ = ensure_curve_key(settings.directory / "curve.key")
+    pinned = settings.directory / "node"
+    name = node_name(pinned.read_text(encoding="ascii").strip() if pinned.exists() else settings.wanted_name)
+    if as_json:
+        print_json_line(json.dumps({"node": name, "key": public.decode(), "fingerprint": fingerprint(public)}))
+        return
+    console = out_console()
+    console.print(f"node         {name}")
+    console.print(f"key          {public.decode()}", markup=False)
+    console.print(f"fingerprint  {fingerprint(public)}")
+
+
+@command.command("status")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; fields are those of garrison.minion.status.NodeStatus")
+@click.pass_context
+def status_command(ctx: click.Context, *, as_json: bool) -> None:
+    """Show what the agent on this node enforces, watches and still has to send.
+
+    Exits with 1 when the agent is not running or a backend is not healthy.
+    """
+    import msgspec
+
+    from garrison.minion.status import read_status
+
+    status, running = read_status(ctx.obj.runtime_dir)
+    healthy = running and all(backend.healthy for backend in status.backends)
+    if as_json:
+        document = {**msgspec.to_builtins(status), "running": running}
+        print_json_line(msgspec.json.encode(document).decode())
+        ctx.exit(0 if healthy else 1)
+    _print_status(status, running=running)
+    ctx.exit(0 if healthy else 1)
+
+
+def _print_status(status: Any, *, running: bool) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = out_console()
+    console.print(f"node        {status.node}   {status.fingerprint}")
+    console.print(f"agent       {'[green]running' if running else '[red]not running: this is its last word'}[/]")
+    console.print(f"link        {escape(status.link)}")
+    stale = "  [yellow]stale: the bundle has expired; enforced all the same[/]" if status.stale else ""
+    console.print(f"generation  {status.generation or '-'}   bundle version {status.version or '-'}{stale}")
+    waiting = ", ".join(f"{lane} {count}" for lane, count in status.unacked.items() if count) or "nothing"
+    console.print(f"to send     {waiting}   spool {escape(status.spool)}")
+    for part in [*status.backends, *status.observers]:
+        state = "[green]ok[/]" if part.healthy else "[red]not ok[/]"
+        console.print(f"  {part.name:12} {state} {escape(part.detail)}")
+    if status.rules:
+        table = Table("rule", "status", "backend", "reason", box=None)
+        for rule in status.rules:
+            style = _RULE_STYLE.get(rule.status, "")
+            table.add_row(escape(rule.rule), f"[{style}]{rule.status}[/]", rule.backend or "-", escape(rule.reason) or "-")
+        console.print(table)

@@ -1,0 +1,449 @@
+"""The master's end of the link: takes what nodes send, stores it, acks it, and sends what they are due.
+
+Rules of this file:
+- Who sent a message is its authenticated key and nothing else; the key's state is looked at for every message.
+- An ack follows the durable commit, never the other way round. When a commit fails the connection is closed: the node comes back
+  after a pause and sends again.
+- A peer that breaks the protocol loses its connection and is counted; what it sent before stays, others notice nothing.
+- Fail-closed: no hello, no service; a retired node is cut off, its traffic is dropped from the next message on.
+- Nothing here waits: disk work runs in threads or in the store's writer.
+Owns: sessions and the order of messages. Does not own: what a bundle is (desk), what a job is (jobs), what an event is (store).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, Final, Protocol
+
+import msgspec
+import zmq
+
+from garrison.common import limits
+from garrison.common.errors import FrameError, GarrisonError
+from garrison.common.events import Lane
+from garrison.common.frames import (
+    PROTOCOL,
+    Ack,
+    ApplyReport,
+    Assignment,
+    Batch,
+    Chunk,
+    ChunkRequest,
+    Down,
+    Hello,
+    Job,
+    JobCancel,
+    JobOutput,
+    JobResult,
+    Ping,
+    Pong,
+    Refused,
+    Up,
+    Welcome,
+    decode_up,
+    encode_frame,
+)
+from garrison.common.names import Digest, NodeName
+from garrison.master.bell import Bell
+from garrison.master.collector.keys import KeyRing
+from garrison.master.collector.port import Port
+from garrison.master.collector.sessions import Admission, Session, Sessions
+from garrison.master.collector.sockets import Peer, peer_of, shut_down
+from garrison.master.jobs.service import JobService
+from garrison.master.store import Store, Stored
+
+__all__ = ["Clone", "Collector", "Desk"]
+
+TICK_S: Final = 1.0
+SEEN_EVERY_S: Final = 30.0  # how exact "last seen" is after a crash
+_GOODBYE_S: Final = 0.5  # a refusal gets this long to leave before its connection is closed
+_PROBE_EVERY_S: Final = 0.2
+_CLONES_KEPT: Final = 4
+_OLDEST_PROTOCOL: Final = max(1, PROTOCOL - 1)
+
+_log = logging.getLogger(__name__)
+
+
+class Desk(Protocol):
+    """What the collector needs to know about bundles and assignments. Called in threads."""
+
+    def frame_for(self, node: NodeName) -> Assignment | None:
+        """Return the newest assignment of a node, ready to send."""
+
+    def may_read(self, node: NodeName, digest: Digest) -> bool:
+        """Return whether a node is due this content."""
+
+
+class Clone(msgspec.Struct, frozen=True, kw_only=True):
+    """A second agent that showed up under the key of one that lives.
+
+    Attributes:
+        instance: Its instance.
+        address: Where it came from.
+        at: When, ns since 1970 UTC.
+    """
+
+    instance: str
+    address: str
+    at: int
+
+
+class Collector:
+    """Serves nodes on a bound socket.
+
+    Args:
+        socket: ROUTER socket with CURVE, bound; owned from now on.
+        store: Where everything goes.
+        keys: Whose key is whose.
+        desk: What nodes are due.
+        ping_after_s: Silence after which a node is asked whether it is there.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], store: Store, keys: KeyRing, desk: Desk, *, ping_after_s: float) -> None:
+        self._store, self._keys, self._desk = store, keys, desk
+        self._ping_after_s = ping_after_s
+        self._loop = asyncio.get_running_loop()
+        self._sessions = Sessions()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._probing: set[bytes] = set()
+        self._clones: dict[NodeName, deque[Clone]] = {}
+        self.bad_frames: Final[Counter[NodeName]] = Counter()
+        self.quarantined: Final[Counter[NodeName]] = Counter()
+        self.events_bell: Final = Bell()
+        self.jobs: JobService = JobService(store, self)
+        self._port = Port(socket, self._on_message)
+        store.on_assignments(self._on_assignments)
+
+    # ---- life ----------------------------------------------------------------------------------------------------------
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look after sessions until ``stop`` is set, then close: acks of what is durable still leave."""
+        seen_at = time.monotonic()
+        while not stop.is_set():
+            self._tick()
+            if time.monotonic() - seen_at >= SEEN_EVERY_S:
+                seen_at = time.monotonic()
+                self._note_seen(self._sessions.all())
+            try:
+                await asyncio.wait_for(stop.wait(), TICK_S)
+            except TimeoutError:
+                continue
+        self._port.pause()
+        self._note_seen(self._sessions.all())
+        await asyncio.to_thread(self._store.flush)
+        await asyncio.sleep(0)  # what became durable is acked by callbacks that wait for their turn
+        self._port.close(linger_ms=500)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- what others ask -------------------------------------------------------------------------------------------------
+    def is_connected(self, node: str) -> bool:
+        """Return whether the node has a session."""
+        session = self._sessions.of_node(node)
+        return session is not None and session.welcomed
+
+    def is_enrolled(self, node: str) -> bool:
+        """Return whether the node's key is accepted."""
+        return self._keys.has_node(node)
+
+    def session(self, node: str) -> Session | None:
+        """Return a node's session, if it is connected."""
+        return self._sessions.of_node(node)
+
+    def clones(self, node: str) -> list[Clone]:
+        """Return the last other agents that showed up under this node's key while it was alive."""
+        return list(self._clones.get(NodeName(node), ()))
+
+    def send(self, node: NodeName, message: Job | JobCancel) -> bool:
+        """Send to a node; return whether the link took it."""
+        session = self._sessions.of_node(node)
+        return session is not None and self._send(session, message)
+
+    def cut_off(self, node: str) -> None:
+        """Close a node's connection; to be called after its key was retired."""
+        session = self._sessions.of_node(node)
+        if session is not None:
+            self._refuse(session.routing_id, session.fd, session.address, "retired", "this node was retired")
+            self._end(session, "retired")
+
+    # ---- messages in -----------------------------------------------------------------------------------------------------
+    def _on_message(self, frames: list[zmq.Frame]) -> None:
+        peer = peer_of(frames)
+        node = self._keys.node_of(peer.key)
+        if node is None:  # retired after its handshake
+            self._refuse(peer.routing_id, peer.fd, peer.address, "retired", "this node's key is not accepted any more")
+            return
+        try:
+            self._dispatch(node, peer, _message(frames))
+        except FrameError as err:
+            self._break_off(node, peer, str(err))
+
+    def _dispatch(self, node: NodeName, peer: Peer, message: Up) -> None:
+        if isinstance(message, Hello):
+            self._on_hello(node, peer, message)
+            return
+        session = self._sessions.of_connection(peer.routing_id)
+        if session is None or session.node != node:
+            return  # before its hello, or of a connection whose place was taken: not acked, so it is sent again
+        session.heard = time.monotonic()
+        match message:
+            case Batch():
+                self._on_batch(session, message)
+            case ChunkRequest():
+                self._request(session, self._chunk(session, message))
+            case ApplyReport():
+                self._on_report(session, message)
+            case JobOutput():
+                self.jobs.on_output(node, message)
+            case JobResult():
+                self.jobs.on_result(node, message)
+            case Ping():
+                self._send(session, Pong(n=message.n))
+            case Pong():
+                pass  # being heard is all that matters
+
+    # ---- hello -------------------------------------------------------------------------------------------------------------
+    def _on_hello(self, node: NodeName, peer: Peer, hello: Hello) -> None:
+        if hello.proto < _OLDEST_PROTOCOL:
+            reason = f"this master speaks versions {_OLDEST_PROTOCOL} to {PROTOCOL}, the node {hello.proto}"
+            self._refuse(peer.routing_id, peer.fd, peer.address, "version", reason)
+        elif hello.node != node:
+            _log.warning("node=%s refused=name says=%s address=%s", node, hello.node, peer.address)
+            reason = f"this key was accepted for {node}, the node calls itself {hello.node[:63]}"
+            self._refuse(peer.routing_id, peer.fd, peer.address, "name", reason)
+        elif self._sessions.judge(node, peer.routing_id, hello.instance) is not Admission.PROBE:
+            self._admit(node, peer, hello)
+        elif peer.routing_id not in self._probing:
+            self._probing.add(peer.routing_id)
+            self._spawn(self._probe(node, peer, hello))
+
+    async def _probe(self, node: NodeName, peer: Peer, hello: Hello) -> None:
+        """Find out whether the first holder of the key lives, then let the second in or refuse it."""
+        try:
+            first = await self._living(node)
+        finally:
+            self._probing.discard(peer.routing_id)
+        if first is None:
+            if self._keys.node_of(peer.key) == node:
+                self._admit(node, peer, hello)
+            return
+        _log.warning("node=%s refused=clone address=%s first=%s", node, peer.address, first.address)
+        seen = self._clones.setdefault(node, deque(maxlen=_CLONES_KEPT))
+        seen.append(Clone(instance=hello.instance, address=peer.address, at=time.time_ns()))
+        reason = f"another agent with this node's key is connected from {first.address}"
+        self._refuse(peer.routing_id, peer.fd, peer.address, "clone", reason)
+
+    async def _living(self, node: NodeName) -> Session | None:
+        """Return the session of ``node`` once it was heard; ``None`` when its connection ended or nothing came in time."""
+        first = self._sessions.of_node(node)
+        asked = time.monotonic()
+        # Asked again and again: libzmq says that a connection is gone only a moment after it went.
+        while first is not None and self._sessions.of_node(node) is first and self._send(first, Ping()):
+            await asyncio.sleep(_PROBE_EVERY_S)
+            if first.heard > asked:
+                return first
+            if time.monotonic() - asked > limits.CLONE_PROBE_S:
+                return None
+        return None
+
+    def _admit(self, node: NodeName, peer: Peer, hello: Hello) -> None:
+        session = Session(
+            node=node,
+            routing_id=peer.routing_id,
+            hello=hello,
+            address=peer.address,
+            fd=peer.fd,
+            heard=time.monotonic(),
+            generation=hello.generation,
+        )
+        before = self._sessions.begin(session)
+        if before is not None and before.routing_id != peer.routing_id:
+            shut_down(before.fd, before.address)
+        self._store.submit_hello(node, hello, peer.address).add_done_callback(_log_failure)
+        _log.info("node=%s online address=%s version=%s generation=%d", node, peer.address, hello.version, hello.generation)
+        self._spawn(self._welcome(session))
+
+    async def _welcome(self, session: Session) -> None:
+        acked, generation = await asyncio.to_thread(self._welcome_facts, session.node, session.hello.epoch)
+        if max(acked.values(), default=0) >= session.hello.next_seq:
+            # Its spool is an older copy: numbers it will use were used. The node sees that in the welcome and begins a new epoch.
+            _log.warning("node=%s restored=yes epoch=%s", session.node, session.hello.epoch)
+        welcome = Welcome(
+            proto=min(PROTOCOL, session.hello.proto),
+            credits=limits.UNACKED_MAX_BATCHES,
+            acked={str(lane): seq for lane, seq in acked.items()},
+            generation=generation,
+            time_ns=time.time_ns(),
+        )
+        if self._sessions.of_connection(session.routing_id) is not session or not self._send(session, welcome):
+            return
+        session.welcomed = True
+        if generation > session.generation:
+            await self._assign(session)
+        self.jobs.on_online(session.node)
+
+    def _welcome_facts(self, node: NodeName, epoch: str) -> tuple[dict[int, int], int]:
+        assigned = self._store.assignment(node)
+        return self._store.acked(node, epoch), assigned.generation if assigned else 0
+
+    # ---- events ------------------------------------------------------------------------------------------------------------
+    def _on_batch(self, session: Session, batch: Batch) -> None:
+        if not 0 <= batch.lane < len(Lane) or not batch.epoch:
+            raise FrameError(f"batch of lane {batch.lane}, epoch {batch.epoch!r}")
+        if not session.welcomed:
+            return
+        if session.unacked >= limits.UNACKED_MAX_BATCHES:
+            raise FrameError(f"more than {limits.UNACKED_MAX_BATCHES} batches without an ack")
+        session.unacked += 1
+        future = self._store.submit_batch(session.node, batch)
+        future.add_done_callback(
+            lambda done: self._loop.call_soon_threadsafe(functools.partial(self._on_stored, session, batch, done))
+        )
+        if self._store.waiting_bytes > limits.STORE_WAITING_MAX_BYTES:
+            self._port.pause()
+
+    def _on_stored(self, session: Session, batch: Batch, done: Future[Stored]) -> None:
+        session.unacked -= 1
+        if self._store.waiting_bytes <= limits.STORE_WAITING_MAX_BYTES // 2:
+            self._port.resume()
+        error = done.exception()
+        if error is not None:
+            if not isinstance(error, GarrisonError):
+                _log.error("node=%s batch=unstored", session.node, exc_info=error)
+            shut_down(session.fd, session.address)
+            self._end(session, "batch-not-stored")
+            return
+        stored = done.result()
+        if stored.quarantined:
+            self.quarantined[session.node] += stored.quarantined
+            _log.error("node=%s quarantined=%d epoch=%s lane=%d", session.node, stored.quarantined, batch.epoch, batch.lane)
+        if self._sessions.of_connection(session.routing_id) is session:
+            self._send(session, Ack(epoch=batch.epoch, lane=batch.lane, seq=stored.acked))
+        self.events_bell.ring()
+
+    # ---- bundles -----------------------------------------------------------------------------------------------------------
+    def _on_assignments(self, nodes: tuple[NodeName, ...]) -> None:
+        self._loop.call_soon_threadsafe(self._offer, nodes)
+
+    def _offer(self, nodes: tuple[NodeName, ...]) -> None:
+        for node in nodes:
+            session = self._sessions.of_node(node)
+            if session is not None and session.welcomed:
+                self._spawn(self._assign(session))
+
+    async def _assign(self, session: Session) -> None:
+        try:
+            frame = await asyncio.to_thread(self._desk.frame_for, session.node)
+        except GarrisonError as err:
+            _log.error("node=%s assignment=unsent error=%s", session.node, err)
+            return
+        if frame is not None and self._sessions.of_connection(session.routing_id) is session:
+            self._send(session, frame)
+
+    async def _chunk(self, session: Session, request: ChunkRequest) -> None:
+        try:
+            data = await asyncio.to_thread(self._content, session.node, Digest(request.digest))
+        except GarrisonError as err:
+            _log.error("node=%s digest=%s content=unread error=%s", session.node, request.digest, err)
+            data = None
+        if data is None or not 0 <= request.offset <= len(data):
+            self._send(session, Chunk(digest=request.digest, offset=0, total=-1))
+            return
+        piece = data[request.offset : request.offset + limits.CHUNK_BYTES]
+        self._send(session, Chunk(digest=request.digest, offset=request.offset, total=len(data), data=piece))
+
+    def _content(self, node: NodeName, digest: Digest) -> bytes | None:
+        return self._store.blob(digest) if self._desk.may_read(node, digest) else None
+
+    def _on_report(self, session: Session, report: ApplyReport) -> None:
+        if report.state == "applied":
+            session.generation = report.generation
+        level = logging.INFO if report.state == "applied" else logging.WARNING
+        _log.log(level, "node=%s generation=%d apply=%s error=%s", session.node, report.generation, report.state, report.error)
+        self._store.submit_report(session.node, report).add_done_callback(_log_failure)
+
+    # ---- sessions ------------------------------------------------------------------------------------------------------------
+    def _tick(self) -> None:
+        now = time.monotonic()
+        for session in self._sessions.all():
+            silent_s = now - session.heard
+            if silent_s > 3 * limits.PEER_DEAD_S:
+                shut_down(session.fd, session.address)
+                self._end(session, "silent")
+            elif silent_s > self._ping_after_s and now - session.pinged > self._ping_after_s:
+                session.pinged = now
+                self._send(session, Ping())
+        self.jobs.tick()
+
+    def _send(self, session: Session, message: Down) -> bool:
+        if self._port.send(session.routing_id, encode_frame(message)):
+            return True
+        # Gone, or it takes nothing: either way what it misses it gets after its next hello.
+        shut_down(session.fd, session.address)
+        self._end(session, "connection-lost")
+        return False
+
+    def _end(self, session: Session, why: str) -> None:
+        if self._sessions.end(session):
+            _log.info("node=%s offline reason=%s", session.node, why)
+            self._note_seen([session])
+
+    def _refuse(self, routing_id: bytes, fd: int, address: str, code: str, reason: str) -> None:
+        self._port.send(routing_id, encode_frame(Refused(code=code, reason=reason)))
+        self._loop.call_later(_GOODBYE_S, shut_down, fd, address)
+
+    def _break_off(self, node: NodeName, peer: Peer, why: str) -> None:
+        self.bad_frames[node] += 1
+        _log.warning("node=%s refused=protocol address=%s reason=%s", node, peer.address, why)
+        self._refuse(peer.routing_id, peer.fd, peer.address, "protocol", why[:200])
+        session = self._sessions.of_connection(peer.routing_id)
+        if session is not None:
+            self._end(session, "protocol")
+
+    def _note_seen(self, sessions: list[Session]) -> None:
+        now, wall = time.monotonic(), time.time_ns()
+        seen = [(str(s.node), wall - int((now - s.heard) * 1e9)) for s in sessions]
+        if seen:
+            self._store.submit_seen(seen).add_done_callback(_log_failure)
+
+    # ---- tasks ---------------------------------------------------------------------------------------------------------------
+    def _request(self, session: Session, work: Coroutine[Any, Any, None]) -> None:
+        if session.requests >= limits.SESSION_REQUESTS_MAX:
+            work.close()
+            raise FrameError(f"more than {limits.SESSION_REQUESTS_MAX} requests at once")
+        session.requests += 1
+
+        def done(_: asyncio.Task[None]) -> None:
+            session.requests -= 1
+
+        self._spawn(work).add_done_callback(done)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_log_task)
+        return task
+
+
+def _message(frames: list[zmq.Frame]) -> Up:
+    if len(frames) != 2:  # noqa: PLR2004 - routing id and one frame
+        raise FrameError(f"message of {len(frames)} frames")
+    return decode_up(frames[1].bytes)
+
+
+def _log_failure(future: Future[Any]) -> None:
+    error = future.exception()
+    if error is not None:
+        _log.error("store=unwritten error=%s", error)
+
+
+def _log_task(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        _log.error("task=failed", exc_info=task.exception())

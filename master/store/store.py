@@ -1,0 +1,281 @@
+"""The store as the rest of the master sees it: questions answered by readers, changes handed to the one writer.
+
+Rules of this file:
+- ``submit_*`` return futures that are resolved when the change is durable; the plain methods wait for that.
+- Readers are read-only connections, taken from a small pool; any thread may ask.
+- Those who wait for news register a listener; it is called from the writer's threads and must only wake somebody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Final
+
+from garrison.common import limits
+from garrison.common.errors import StoreError
+from garrison.common.events import Event
+from garrison.common.frames import ApplyReport, Batch, Hello, JobOutput, JobResult, RuleReport
+from garrison.common.names import Digest, NodeName
+from garrison.master.jobs.records import JobNode, JobOutputLine, JobRequest, JobView, Status
+from garrison.master.records import NodeBrief, StoredAssignment, StoredBundle
+from garrison.master.store import bundles, events, jobs, nodes, query
+from garrison.master.store.nodes import NodeRow
+from garrison.master.store.schema import migrate
+from garrison.master.store.writer import Work, Writer, connect
+
+__all__ = ["Store"]
+
+_READERS_KEPT: Final = 8
+_BLOBS_KEPT: Final = 8  # whole files, read piece by piece by many nodes at once
+
+Listener = Callable[[], None]
+
+
+class Store:
+    """The master's durable store.
+
+    Args:
+        path: SQLite file; made when absent.
+
+    Raises:
+        StoreError: It cannot be opened, or is of a newer garrison.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        conn = connect(path, read_only=False)
+        path.chmod(0o600)
+        try:
+            migrate(conn)
+        except StoreError:
+            conn.close()
+            raise
+        self._writer = Writer(conn)
+        self._readers: list[sqlite3.Connection] = []
+        self._blobs: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+        self._event_listeners: list[Listener] = []
+        self._assignment_listeners: list[Callable[[tuple[NodeName, ...]], None]] = []
+
+    def close(self) -> None:
+        """Commit what is queued, checkpoint, close. Idempotent."""
+        with self._lock:
+            readers, self._readers = self._readers, []
+        for reader in readers:
+            reader.close()
+        self._writer.close()
+
+    def flush(self) -> None:
+        """Wait until everything that was submitted so far is durable, or has failed."""
+        self._do(lambda _: None)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Size of batches that are not yet durable."""
+        return self._writer.waiting_bytes
+
+    def on_events(self, listener: Listener) -> None:
+        """Have ``listener`` called after events became durable."""
+        self._event_listeners.append(listener)
+
+    def on_assignments(self, listener: Callable[[tuple[NodeName, ...]], None]) -> None:
+        """Have ``listener`` called with the nodes whose new assignments became durable."""
+        self._assignment_listeners.append(listener)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            conn = self._readers.pop() if self._readers else None
+        conn = conn or connect(self._path, read_only=True)
+        try:
+            yield conn
+        except sqlite3.Error as err:
+            conn.close()
+            raise StoreError("the store cannot answer") from err
+        with self._lock:
+            if len(self._readers) < _READERS_KEPT:
+                self._readers.append(conn)
+                return
+        conn.close()
+
+    def _do(self, work: Work[None]) -> None:
+        self._writer.submit(work).result()
+
+    # ---- events ------------------------------------------------------------------------------------------------------
+    def submit_batch(self, node: NodeName, batch: Batch) -> Future[events.Stored]:
+        """Queue a batch; the future's result is there when it is durable and may be acked."""
+        size = sum(map(len, batch.events))
+        future = self._writer.submit(lambda conn: events.insert_batch(conn, node, batch), size_bytes=size)
+        future.add_done_callback(self._tell_event_listeners)
+        return future
+
+    def _tell_event_listeners(self, future: Future[events.Stored]) -> None:
+        if future.exception() is None:
+            for listener in self._event_listeners:
+                listener()
+
+    def acked(self, node: NodeName, epoch: str) -> dict[int, int]:
+        """Return the highest durable seq by lane of one epoch of a node."""
+        with self._reading() as conn:
+            return events.acked(conn, node, epoch)
+
+    def events_page(
+        self, wanted: query.EventFilter, *, after: int | None = None, limit: int = limits.API_PAGE_MAX_EVENTS
+    ) -> list[tuple[int, Event]]:
+        """Return events with their arrival numbers, oldest first; see ``query.read_page``."""
+        with self._reading() as conn:
+            return query.read_page(conn, wanted, after=after, limit=limit)
+
+    def last_event_number(self) -> int:
+        """Return the arrival number of the newest event, 0 for none."""
+        with self._reading() as conn:
+            return int(conn.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0])
+
+    def newest_metrics(self, names: Iterable[str]) -> list[Event]:
+        """Return the newest resource sample of each node that has one."""
+        with self._reading() as conn:
+            return query.newest_metrics(conn, names)
+
+    # ---- nodes -------------------------------------------------------------------------------------------------------
+    def nodes(self) -> list[NodeRow]:
+        """Return all nodes, by name."""
+        with self._reading() as conn:
+            return nodes.all_nodes(conn)
+
+    def node(self, name: str) -> NodeRow | None:
+        """Return one node, if it is known."""
+        with self._reading() as conn:
+            return next(iter(nodes.all_nodes(conn, name)), None)
+
+    def node_rules(self, name: str) -> Sequence[RuleReport]:
+        """Return the compile report of what a node enforces."""
+        with self._reading() as conn:
+            return nodes.rules_of(conn, name)
+
+    def node_states(self) -> dict[NodeName, NodeBrief]:
+        """Return all accepted nodes."""
+        with self._reading() as conn:
+            return {brief.name: brief for brief in nodes.node_briefs(conn)}
+
+    def rejected_keys(self) -> set[str]:
+        """Return the keys that were rejected."""
+        with self._reading() as conn:
+            return nodes.rejected(conn)
+
+    def accept_node(self, name: NodeName, key: str) -> bool:
+        """Accept a key for a name, durably; see ``nodes.accept``."""
+        return self._writer.submit(lambda conn: nodes.accept(conn, name, key)).result()
+
+    def retire_node(self, name: str) -> bool:
+        """Retire a node, durably; see ``nodes.retire``."""
+        return self._writer.submit(lambda conn: nodes.retire(conn, name)).result()
+
+    def reject_key(self, key: str) -> None:
+        """Remember that a key is not wanted, durably."""
+        self._do(lambda conn: nodes.reject(conn, key))
+
+    def submit_hello(self, name: NodeName, hello: Hello, address: str) -> Future[None]:
+        """Keep what a node says of itself."""
+        return self._writer.submit(lambda conn: nodes.note_hello(conn, name, hello, address))
+
+    def submit_report(self, name: NodeName, report: ApplyReport) -> Future[None]:
+        """Keep what became of an assignment."""
+        return self._writer.submit(lambda conn: nodes.note_report(conn, name, report))
+
+    def submit_seen(self, seen: Sequence[tuple[str, int]]) -> Future[None]:
+        """Keep when nodes were last heard of."""
+        return self._writer.submit(lambda conn: nodes.note_seen(conn, seen))
+
+    # ---- bundles and assignments: what the desk needs ------------------------------------------------------------------
+    def newest_bundle(self) -> StoredBundle | None:
+        """Return the bundle with the highest version, if there is any."""
+        with self._reading() as conn:
+            return bundles.newest_bundle(conn)
+
+    def bundle_metadata(self, digest: Digest) -> bytes | None:
+        """Return the signed metadata of a bundle, if it is held."""
+        with self._reading() as conn:
+            return bundles.bundle_metadata(conn, digest)
+
+    def put_bundle(self, digest: Digest, version: int, metadata: bytes, files: Mapping[Digest, bytes], at_ns: int) -> None:
+        """Keep a verified bundle and its files, durably. Idempotent."""
+        bundle = StoredBundle(digest=digest, version=version, metadata=metadata)
+        self._do(lambda conn: bundles.put_bundle(conn, bundle, files, at_ns))
+
+    def blob(self, digest: Digest) -> bytes | None:
+        """Return content by digest, if it is held."""
+        with self._lock:
+            held = self._blobs.get(digest)
+        if held is not None:
+            return held
+        with self._reading() as conn:
+            found = bundles.blob(conn, digest)
+        if found is not None:
+            with self._lock:
+                while len(self._blobs) >= _BLOBS_KEPT:
+                    del self._blobs[next(iter(self._blobs))]
+                self._blobs[digest] = found
+        return found
+
+    def assignment(self, node: NodeName) -> StoredAssignment | None:
+        """Return the newest assignment of a node, if it has one."""
+        with self._reading() as conn:
+            return next(iter(bundles.assignments(conn, node)), None)
+
+    def assignments(self) -> dict[NodeName, StoredAssignment]:
+        """Return the newest assignment of every node that has one."""
+        with self._reading() as conn:
+            return {assignment.node: assignment for assignment in bundles.assignments(conn)}
+
+    def put_assignments(self, new: Sequence[StoredAssignment]) -> None:
+        """Keep new assignments, durably, then tell the listeners."""
+        kept = tuple(new)
+        self._do(lambda conn: bundles.put_assignments(conn, kept))
+        for listener in self._assignment_listeners:
+            listener(tuple(a.node for a in kept))
+
+    # ---- jobs --------------------------------------------------------------------------------------------------------
+    def create_job(self, job: str, request: JobRequest, first: Sequence[JobNode], deadline_ns: int) -> None:
+        """Keep a new job, durably."""
+        self._do(lambda conn: jobs.create(conn, job, request, first, deadline_ns))
+
+    def submit_job_status(self, job: str, names: Sequence[str], status: Status, error: str = "") -> Future[None]:
+        """Set the status of nodes that have no final one."""
+        return self._writer.submit(lambda conn: jobs.set_status(conn, job, names, status, error))
+
+    def submit_job_end(self, job: str, status: Status, error: str) -> Future[None]:
+        """Give every node without a final status this one."""
+        return self._writer.submit(lambda conn: jobs.end(conn, job, status, error))
+
+    def submit_job_result(self, node: NodeName, result: JobResult) -> Future[bool]:
+        """Keep a node's answer."""
+        return self._writer.submit(lambda conn: jobs.note_result(conn, node, result))
+
+    def submit_job_output(self, node: NodeName, piece: JobOutput) -> Future[bool]:
+        """Keep a piece of output."""
+        return self._writer.submit(lambda conn: jobs.note_output(conn, node, piece), size_bytes=len(piece.data))
+
+    def job(self, job: str) -> JobView | None:
+        """Return a job, if there is one of that id."""
+        with self._reading() as conn:
+            return jobs.view(conn, job)
+
+    def jobs(self, limit: int) -> list[JobView]:
+        """Return the newest jobs, newest first."""
+        with self._reading() as conn:
+            return jobs.list_jobs(conn, limit)
+
+    def unfinished_jobs(self) -> list[tuple[JobView, JobRequest]]:
+        """Return jobs with a node that has no final status, and what was asked."""
+        with self._reading() as conn:
+            return [(view, request) for view in jobs.unfinished(conn) if (request := jobs.request_of(conn, view.id)) is not None]
+
+    def job_outputs(self, job: str, *, after: int, limit: int) -> list[tuple[int, JobOutputLine]]:
+        """Return pieces of output in order of arrival, each with its number."""
+        with self._reading() as conn:
+            return jobs.outputs(conn, job, after, limit)

@@ -1,0 +1,331 @@
+"""The minion: one process that enforces, observes, records and obeys, with or without a master.
+
+Rules of this file:
+- Order at boot: last good policy, then spool, then observers, then link. Nothing later can delay or stop something earlier.
+- Fail-open or fail-closed: a refused or failed assignment leaves the previous generation enforced; a dead spool, observer or
+  link changes nothing about enforcement; no policy ever held means nothing is enforced, and the state says so.
+- Kernel work and disk work run in threads; the event loop only carries the link.
+- Every change of state is an event: started, stopped, applied, refused, degraded, recovered.
+Owns: the order of life and the answers to the link. Does not own: what rules mean, how they are enforced, how events travel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import version
+from typing import Final
+
+from garrison.common import limits
+from garrison.common.errors import GarrisonError
+from garrison.common.events import Event, Kind, Lane, Scalar
+from garrison.common.frames import ApplyReport, Assignment, Hello, Job, JobOutput, JobResult, RuleReport
+from garrison.common.names import Digest
+from garrison.common.policy.normalise import Normalised
+from garrison.common.policy.rules import RuleSet
+from garrison.minion.bundles import BundleStore, Generation, Staged
+from garrison.minion.config import MinionSettings
+from garrison.minion.enforcers.stack import EnforcerStack
+from garrison.minion.grains import boot_id, grains
+from garrison.minion.identity import Identity
+from garrison.minion.jobs import JobRunner
+from garrison.minion.link.client import Link
+from garrison.minion.link.peer import LinkState
+from garrison.minion.observers.base import Observer
+from garrison.minion.recorder import Recorder
+from garrison.minion.spool import Spool
+from garrison.minion.status import BackendState, NodeStatus, start_ticks, write_status
+
+__all__ = ["Agent"]
+
+STATUS_EVERY_S: Final = 2.0
+
+_log = logging.getLogger(__name__)
+
+Fetch = Callable[[Digest, int], Awaitable[bytes]]
+
+
+class Agent:
+    """A node's agent. Also what the link talks to (``LinkPeer``).
+
+    Args:
+        settings: Where and how often.
+        identity: Opened data directory.
+        recorder: Takes all events; opened by ``run``.
+        stack: Enforcement backends, not yet applied.
+        store: Bundle store; ``None`` before the node joined a master.
+        observers: Not yet started.
+        jobs: Runs commands of the master.
+    """
+
+    def __init__(
+        self,
+        settings: MinionSettings,
+        identity: Identity,
+        recorder: Recorder,
+        *,
+        stack: EnforcerStack,
+        store: BundleStore | None,
+        observers: Sequence[Observer],
+        jobs: JobRunner,
+    ) -> None:
+        self._settings, self._identity, self._recorder = settings, identity, recorder
+        self._stack, self._store, self._observers, self._jobs = stack, store, observers, jobs
+        self._instance, self._boot, self._since = secrets.token_hex(16), boot_id(), time.time_ns()
+        self._generation: Generation | None = None
+        self._rules: tuple[RuleReport, ...] = ()
+        self._apply_error = ""
+        self._applying = asyncio.Lock()
+        self._link_state: LinkState | None = None
+        self._health: dict[str, bool] = {}
+
+    # ---- life ----------------------------------------------------------------------------------------------------------
+    async def run(
+        self, stop: asyncio.Event, *, link: Link | None, ready: Callable[[], object], alive: Callable[[], object]
+    ) -> None:
+        """Work until ``stop`` is set.
+
+        Args:
+            stop: Ends the agent in order: link, observers, spool; enforcement last.
+            link: Link to the master, built with this agent as its peer; ``None`` on a node that joined none.
+            ready: Called once the last good policy is enforced.
+            alive: Called every few seconds as long as the agent turns.
+        """
+        await asyncio.to_thread(self._enforce_last_good)
+        ready()
+        self._emit_agent("started", version=version("garrison"), backends=self._backend_texts())
+        await asyncio.to_thread(self._start_observers)
+        link_task: asyncio.Task[None] | None = None
+        try:
+            while not stop.is_set():
+                if link_task is None and await asyncio.to_thread(self._recorder.open) and link is not None:
+                    link_task = asyncio.create_task(link.run(), name="link")
+                if link_task is not None and link_task.done():
+                    link_task.result()  # a link that ends by itself is a bug: let it be seen and the service restarted
+                await asyncio.to_thread(self._look_after)
+                alive()
+                await _wait(stop, STATUS_EVERY_S)
+        finally:
+            if link is not None and link_task is not None:
+                await link.stop()
+                await link_task
+            await asyncio.to_thread(self._shut_down)
+            await self._jobs.close()
+
+    def _enforce_last_good(self) -> None:
+        self._stack.probe()
+        if self._store is None:
+            return
+        try:
+            generation = self._store.current()
+            if generation is not None:
+                self._rules = self._stack.apply(generation.normalised())
+                self._generation = generation
+                _log.info("applied=boot generation=%s bundle=%s stale=%s", generation.number, generation.bundle, generation.stale)
+        except GarrisonError as err:
+            # Fail-open, and loud: the kernel refused what it took before, or no stored generation verifies any more.
+            self._apply_error = str(err)
+            _log.error("applied=none error=%s", err)
+            self._emit_apply("failed", 0, "", str(err))
+
+    def _start_observers(self) -> None:
+        for observer in self._observers:
+            try:
+                observer.start(self._recorder.emit)
+            except (GarrisonError, OSError) as err:
+                _log.error("observer=%s started=no error=%s", observer.name, err)
+                self._emit_agent("degraded", severity=6, part=observer.name, detail=str(err))
+
+    def _shut_down(self) -> None:
+        for observer in self._observers:
+            observer.stop()
+        self._emit_agent("stopped", detail="enforcement by fanotify and cgroup programs ends with the agent")
+        self._recorder.close()
+        self._stack.close()
+
+    # ---- looking after itself --------------------------------------------------------------------------------------------
+    def _look_after(self) -> None:
+        states = self._states()
+        for state in states:
+            before = self._health.get(state.name)
+            if before is not None and before != state.healthy:
+                self._emit_agent(
+                    "recovered" if state.healthy else "degraded",
+                    severity=3 if state.healthy else 7,
+                    part=state.name,
+                    detail=state.detail,
+                )
+            self._health[state.name] = state.healthy
+        try:
+            write_status(self._settings.runtime_dir, self._document(states))
+        except OSError as err:
+            _log.warning("status=unwritten error=%s", err)
+
+    def _states(self) -> list[BackendState]:
+        enforcers = [
+            BackendState(name=s.backend, healthy=s.healthy, detail=s.detail, counters=dict(s.counters))
+            for s in self._stack.status()
+        ]
+        return enforcers + self._observer_states()
+
+    def _observer_states(self) -> list[BackendState]:
+        return [
+            BackendState(name=s.name, healthy=s.healthy, detail=s.detail, counters=dict(s.counters))
+            for s in (observer.status() for observer in self._observers)
+        ]
+
+    def _document(self, states: list[BackendState]) -> NodeStatus:
+        generation, link, join = self._generation, self._link_state, self._identity.join
+        observers = {observer.name for observer in self._observers}
+        return NodeStatus(
+            node=self._identity.name,
+            fingerprint=self._identity.fingerprint,
+            tenant=join.tenant if join else "",
+            pid=os.getpid(),
+            start_ticks=start_ticks(os.getpid()),
+            since=self._since,
+            link="not joined"
+            if join is None
+            else "connected"
+            if link and link.connected
+            else (link.cause if link else "connecting"),
+            generation=generation.number if generation else 0,
+            bundle=generation.bundle if generation else "",
+            version=generation.version if generation else 0,
+            stale=generation.stale if generation else False,
+            unacked=self._unacked(),
+            spool=self._recorder.error or "ok",
+            backends=[s for s in states if s.name not in observers],
+            observers=[s for s in states if s.name in observers],
+            rules=list(self._rules),
+        )
+
+    def _unacked(self) -> dict[str, int]:
+        spool = self._recorder.spool
+        return {lane.name.lower(): count for lane, count in spool.pending().items()} if spool else {}
+
+    def _backend_texts(self) -> dict[str, str]:
+        return {
+            name: "ok" if p.ok and not p.reason else p.reason if not p.ok else f"ok, {p.reason}"
+            for name, p in self._stack.probe().items()
+        }
+
+    # ---- what the link asks (LinkPeer) -----------------------------------------------------------------------------------
+    @property
+    def spool(self) -> Spool:
+        """The opened spool; the link is not started before it is there."""
+        if self._recorder.spool is None:
+            raise RuntimeError("the link was started before the spool")
+        return self._recorder.spool
+
+    def hello(self) -> Hello:
+        """Return what this node is and has, now."""
+        generation = self._generation
+        return Hello(
+            node=self._identity.name,
+            instance=self._instance,
+            boot=self._boot,
+            version=version("garrison"),
+            epoch=self.spool.epoch,
+            next_seq=self.spool.next_seq,
+            unacked={str(int(lane)): count for lane, count in self.spool.pending().items()},
+            generation=generation.number if generation else 0,
+            bundle=generation.bundle if generation else "",
+            backends={name: text[: limits.STRING_MAX_CHARS] for name, text in self._backend_texts().items()},
+            grains=grains(),
+        )
+
+    async def on_assignment(self, assignment: Assignment, fetch: Fetch) -> ApplyReport:
+        """Verify, stage, apply and commit; on any failure the previous generation stays enforced and on disk."""
+        if self._store is None:
+            raise RuntimeError("an assignment came over a link that a node without a join file cannot have")
+        async with self._applying:
+            staged = None
+            try:
+                staged = await self._store.stage(assignment, fetch)
+                if self._generation is None or self._generation.number != staged.generation.number:
+                    await asyncio.to_thread(self._switch, self._store, staged)
+                    self._emit_apply("applied", staged.generation.number, staged.generation.bundle, "")
+                return self._report("applied", staged.generation.number, staged.generation.bundle)
+            except GarrisonError as err:
+                text = " because ".join(_chain(err))
+                _log.error("applied=no error=%s", text)
+                if staged is not None:
+                    await asyncio.to_thread(self._store.reject, staged, text)
+                number, bundle = (staged.generation.number, staged.generation.bundle) if staged else (0, "")
+                state = "failed" if staged is not None else "refused"
+                self._apply_error = text
+                self._emit_apply(state, number, bundle, text)
+                return self._report(state, number, bundle, text)
+
+    def _switch(self, store: BundleStore, staged: Staged) -> None:
+        # The kernel first: what it refuses is never committed. What cannot be committed is taken back, so that a restart
+        # does not silently bring back other rules than those that were reported.
+        rules = self._stack.apply(staged.generation.normalised())
+        try:
+            self._generation = store.commit(staged)
+        except GarrisonError:
+            before = self._generation
+            self._rules = self._stack.apply(before.normalised() if before else Normalised(rules=RuleSet()))
+            raise
+        self._rules, self._apply_error = rules, ""
+
+    def _report(self, state: str, generation: int, bundle: str, error: str = "") -> ApplyReport:
+        rules = list(self._rules) if state == "applied" else []
+        return ApplyReport(generation=generation, bundle=bundle, state=state, error=error[: limits.STRING_MAX_CHARS], rules=rules)
+
+    async def on_job(self, job: Job, output: Callable[[JobOutput], Awaitable[None]]) -> JobResult:
+        """Run a command of the master."""
+        return await self._jobs.run(job, output)
+
+    def on_job_cancel(self, job_id: str) -> None:
+        """Stop a command."""
+        self._jobs.cancel(job_id)
+
+    def on_link_state(self, state: LinkState) -> None:
+        """Take note of the link going up or down; downs and ups are events that tell how long a site was dark."""
+        before, self._link_state = self._link_state, state
+        if before is None or before.connected != state.connected:
+            _log.info("link=%s cause=%s", "up" if state.connected else "down", state.cause)
+            self._emit_agent("link-up" if state.connected else "link-down", detail=state.cause)
+
+    # ---- events ----------------------------------------------------------------------------------------------------------
+    def _emit_agent(self, state: str, *, severity: int = 3, **data: Scalar | dict[str, str]) -> None:
+        flat: dict[str, Scalar | list[Scalar]] = {"state": state}
+        for key, value in data.items():
+            if isinstance(value, dict):
+                flat |= {f"{key}.{inner}": text for inner, text in value.items()}
+            else:
+                flat[key] = value
+        self._recorder.emit(Event(lane=Lane.STATE, kind=Kind.AGENT, severity=severity, data=flat))
+
+    def _emit_apply(self, state: str, generation: int, bundle: str, error: str) -> None:
+        counts: dict[str, Scalar | list[Scalar]] = {
+            "state": state,
+            "generation": generation,
+            "bundle": bundle,
+            "error": error[:1000],
+        }
+        for rule in self._rules if state == "applied" else ():
+            counts[f"rules_{rule.status}"] = int(str(counts.get(f"rules_{rule.status}", 0))) + 1
+        severity = 3 if state == "applied" else 8
+        self._recorder.emit(Event(lane=Lane.STATE, kind=Kind.APPLY, severity=severity, data=counts))
+
+
+async def _wait(stop: asyncio.Event, timeout_s: float) -> None:
+    try:
+        await asyncio.wait_for(stop.wait(), timeout_s)
+    except TimeoutError:
+        return
+
+
+def _chain(err: BaseException) -> list[str]:
+    texts, cause = [str(err)], err.__cause__
+    while cause is not None:
+        texts.append(str(cause))
+        cause = cause.__cause__
+    return texts

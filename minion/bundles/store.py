@@ -1,0 +1,256 @@
+"""The node's bundles: verify, write, sync, then switch. Whatever ends the process, a verified generation is left.
+
+Rules of this file:
+- ``stage`` believes nothing before ``NodeTrust`` has: roots, assignment, metadata, files, each verified before the next.
+- ``commit`` is one replacement of the state file. Before it the old generation is current, after it the new one is.
+- Nothing that fails here changes what is current (fail-closed). A node whose every kept generation is damaged says so: then,
+  and only then, it has nothing to enforce.
+- The floor and the roots are kept durably: neither a restart nor a damaged generation lets an older one in.
+Owns: that order. Does not own: the rules of trust (``common/trust/verify.py``), the files (``disk``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from garrison.common import frames, limits
+from garrison.common.errors import BundleError, GarrisonError, KernelError, SignatureError
+from garrison.common.names import Digest, KeyFingerprint, NodeName
+from garrison.common.trust.assignment import SignedAssignment
+from garrison.common.trust.bundle import BundleContent, FileEntry
+from garrison.common.trust.join import JoinFile
+from garrison.common.trust.metadata import RootChain
+from garrison.common.trust.verify import Floor, NodeTrust, verify_blob
+from garrison.minion.bundles.disk import BundleDisk, Held, Record, Rejected, State
+from garrison.minion.bundles.generation import Generation, Staged
+
+__all__ = ["BundleStore", "Fetch"]
+
+Fetch = Callable[[Digest, int], Awaitable[bytes]]
+
+_log = logging.getLogger(__name__)
+
+
+class BundleStore:
+    """Bundles of one node.
+
+    Args:
+        directory: Where they are kept.
+        join: The master this node joined: tenant and pinned roots.
+        node: This node.
+        fingerprint: Of its CURVE key.
+        clock: Wall clock, UTC.
+
+    Raises:
+        KernelError: The directory cannot be used.
+        SignatureError: The join file's roots are not usable.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        join: JoinFile,
+        node: NodeName,
+        fingerprint: KeyFingerprint,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._disk, self._clock = BundleDisk(directory), clock
+        self._anchor = NodeTrust(
+            tenant=join.tenant,
+            node=node,
+            fingerprint=fingerprint,
+            bundles=RootChain.start(join.bundle_root.encode()),
+            assignments=RootChain.start(join.assignment_root.encode()),
+            floor=Floor(),
+        )
+        self._state = self._disk.read_state() or self._recovered()
+        self._trust = self._newest_trust()
+
+    # ---- what is held ------------------------------------------------------------------------------------------------
+    def current(self) -> Generation | None:
+        """Return the newest committed generation that verifies; ``None`` when none was ever committed.
+
+        Raises:
+            BundleError: Generations were committed and none of them verifies any more.
+        """
+        first: GarrisonError | None = None
+        for held in self._state.held:
+            try:
+                return self._verified(held.record)
+            except (BundleError, SignatureError) as err:
+                _log.error("bundles=damaged generation=%s error=%s", held.generation, err)
+                first = first or err
+        if first is not None:
+            raise BundleError(
+                f"none of the {len(self._state.held)} generations on disk verifies",
+                hint="apply again from the master; until then this node enforces nothing",
+            ) from first
+        return None
+
+    def _verified(self, name: Digest) -> Generation:
+        record = self._disk.read_record(name)
+        # Against the roots of its own time: a key that was replaced later made no policy vanish that it had signed before.
+        trust = replace(self._anchor.with_roots(record.assignment_roots, record.bundle_roots), floor=self._state.floor)
+        assignment = trust.read_held(record.assignment)
+        if assignment.content != name:
+            raise BundleError(f"record {name[:12]} holds another assignment")
+        metadata = self._disk.read_blob(assignment.bundle, assignment.bundle_bytes)
+        content = trust.read_bundle(assignment, metadata)
+        for entry in _share_entries(trust, content):
+            self._disk.read_blob(entry.digest, entry.length)
+        return Generation(assignment, content, trust, self._disk, self._clock)
+
+    def _recovered(self) -> State:
+        # No state: a first start, or it was damaged. What the records prove is taken back, so the floor does not fall.
+        found: list[Generation] = []
+        self._state = State()
+        for name in self._disk.records():
+            try:
+                found.append(self._verified(name))
+            except (BundleError, SignatureError) as err:
+                _log.warning("bundles=record-unusable record=%s error=%s", name[:12], err)
+        found.sort(key=lambda generation: generation.number, reverse=True)
+        if not found:
+            return self._state
+        _log.warning("bundles=recovered generations=%s", [generation.number for generation in found])
+        newest = found[0]
+        return State(
+            held=tuple(Held(generation=g.number, record=g.assignment.content) for g in found),
+            floor=newest.trust.committed(newest.assignment, newest.content).floor,
+            assignment_roots=_texts(newest.trust.assignments),
+            bundle_roots=_texts(newest.trust.bundles),
+        )
+
+    def _newest_trust(self) -> NodeTrust:
+        state = self._state
+        trust = replace(self._anchor, floor=state.floor)
+        return trust.with_roots([t.encode() for t in state.assignment_roots], [t.encode() for t in state.bundle_roots])
+
+    # ---- something new -----------------------------------------------------------------------------------------------
+    async def stage(self, assignment: frames.Assignment, fetch: Fetch) -> Staged:
+        """Verify an assignment, get what is missing, verify that, and have all of it on disk. What is current stays current.
+
+        Args:
+            assignment: As the link brought it.
+            fetch: Gets content by digest and expected length.
+
+        Raises:
+            SignatureError: Not signed by who must have signed it.
+            BundleError: For somebody else, older than held, expired, incomplete, or failed here before.
+            KernelError: It cannot be written.
+            LinkError: It cannot be fetched.
+        """
+        now = self._clock()
+        trust = self._trust.with_roots(assignment.assignment_roots, assignment.bundle_roots)
+        await self._keep_roots(trust)
+        wanted = trust.new_assignment(assignment.assignment, now)
+        self._refuse_rejected(wanted)
+        metadata = await self._get("the bundle", FileEntry(wanted.bundle_bytes, wanted.bundle), fetch)
+        content = trust.new_bundle(wanted, metadata, now)
+        blobs = {wanted.bundle: metadata}
+        for path in sorted(trust.share(content).files):
+            entry = content.files[path]
+            if entry.digest not in blobs:
+                blobs[entry.digest] = await self._get(path, entry, fetch)
+        record = Record(
+            assignment=assignment.assignment, assignment_roots=trust.assignments.files, bundle_roots=trust.bundles.files
+        )
+        await asyncio.to_thread(self._write, wanted.content, record, blobs)
+        return Staged(Generation(wanted, content, trust, self._disk, self._clock))
+
+    async def _keep_roots(self, trust: NodeTrust) -> None:
+        # At once, not with the commit: a key that was taken away must not count any more, even if this assignment fails.
+        if (trust.assignments.files, trust.bundles.files) == (self._trust.assignments.files, self._trust.bundles.files):
+            return
+        state = msgspec.structs.replace(
+            self._state, assignment_roots=_texts(trust.assignments), bundle_roots=_texts(trust.bundles)
+        )
+        await asyncio.to_thread(self._disk.write_state, state)
+        self._state, self._trust = state, trust
+
+    def _refuse_rejected(self, wanted: SignedAssignment) -> None:
+        for old in self._state.rejected:
+            if (old.generation, old.bundle) == (wanted.generation, wanted.bundle):
+                raise BundleError(
+                    f"generation {old.generation} failed on this node before: {old.reason}",
+                    hint="mend the policy or the node, then apply again",
+                )
+
+    async def _get(self, name: str, entry: FileEntry, fetch: Fetch) -> bytes:
+        data = await asyncio.to_thread(self._disk.find_blob, entry.digest, entry.length)
+        if data is None:
+            data = await fetch(entry.digest, entry.length)
+            verify_blob(name, entry, data)
+        return data
+
+    def _write(self, name: Digest, record: Record, blobs: dict[Digest, bytes]) -> None:
+        absent = {digest: data for digest, data in blobs.items() if self._disk.find_blob(digest, len(data)) is None}
+        self._disk.write_blobs(absent)
+        self._disk.write_record(name, record)
+
+    def commit(self, staged: Staged) -> Generation:
+        """Make a staged generation current; afterwards no restart goes back below it.
+
+        Raises:
+            KernelError: The switch could not be written; the previous generation is still current.
+        """
+        generation = staged.generation
+        trust = generation.trust.committed(generation.assignment, generation.content)
+        new = Held(generation=generation.number, record=generation.assignment.content)
+        others = [held for held in self._state.held if held != new]
+        state = msgspec.structs.replace(self._state, held=(new, *others)[: limits.GENERATIONS_KEPT], floor=trust.floor)
+        self._disk.write_state(state)
+        self._state, self._trust = state, trust
+        self._sweep()
+        return replace(generation, trust=trust)
+
+    def _sweep(self) -> None:
+        blobs: set[Digest] = set()
+        for held in self._state.held:
+            try:
+                generation = self._verified(held.record)
+            except (BundleError, SignatureError) as err:
+                # Its files are unknown then: delete nothing, so that what is left of it can be looked at.
+                _log.warning("bundles=not-swept generation=%s error=%s", held.generation, err)
+                return
+            blobs.add(generation.bundle)
+            blobs.update(entry.digest for entry in _share_entries(generation.trust, generation.content))
+        self._disk.sweep(records=[held.record for held in self._state.held], blobs=blobs)
+
+    def reject(self, staged: Staged, reason: str) -> None:
+        """Note that a staged generation could not be enforced, so that it is not tried again. What is current stays so.
+
+        A disk that takes no note costs a second try after a restart and nothing else; it is logged.
+        """
+        generation = staged.generation
+        if any(held.record == generation.assignment.content for held in self._state.held):
+            return  # it was enforced before: its failure now is the node's, and the next start must try it
+        note = Rejected(
+            generation=generation.number,
+            bundle=generation.bundle,
+            reason=reason[: limits.STRING_MAX_CHARS // 2],
+            at_ns=time.time_ns(),
+        )
+        self._state = msgspec.structs.replace(self._state, rejected=(*self._state.rejected, note)[-limits.QUARANTINE_MAX :])
+        self._sweep()
+        try:
+            self._disk.write_state(self._state)
+        except KernelError as err:
+            _log.warning("bundles=rejection-not-kept generation=%s error=%s", generation.number, err)
+
+
+def _share_entries(trust: NodeTrust, content: BundleContent) -> list[FileEntry]:
+    return [content.files[path] for path in trust.share(content).files]
+
+
+def _texts(chain: RootChain) -> tuple[str, ...]:
+    return tuple(data.decode() for data in chain.files)

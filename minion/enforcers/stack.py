@@ -1,0 +1,220 @@
+"""All backends of a node as one: every kind of rule goes to the backend that does most for it, and all apply or none does.
+
+Rules of this file:
+- Rules of one entity stay together: allow-lists and exemptions only mean something as a whole.
+- On failure every backend goes back to what it held; one that cannot is left to its own reporting, and the first error is raised.
+- Symbolic links are resolved here, before backends see rules, and again when what they lead to changes.
+Owns: routing, all-or-nothing, the merged report. Does not own: meaning, what a backend can do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from garrison.common.errors import GarrisonError
+from garrison.common.frames import RuleReport
+from garrison.common.policy.normalise import Normalised
+from garrison.common.policy.report import merge_reports
+from garrison.common.policy.rules import Entity, RuleSet, RuleStatus
+from garrison.minion.enforcers.base import Emit, Enforcer, EnforcerStatus, Probe
+from garrison.minion.enforcers.resolve import Reresolver, Snapshot, look, resolve
+
+__all__ = ["EnforcerStack", "default_backends"]
+
+_WORST_FIRST: Final = (RuleStatus.INERT, RuleStatus.IMPOSSIBLE, RuleStatus.DEGRADED, RuleStatus.AUDITED)
+
+_log = logging.getLogger(__name__)
+
+Build = Callable[[Emit, Path, Path | None], Enforcer]
+
+
+def _fanotify(emit: Emit, runtime_dir: Path, _: Path | None) -> Enforcer:
+    return _load("garrison.minion.enforcers.fanotify", "FanotifyEnforcer")(emit, runtime_dir=runtime_dir)
+
+
+def _cgroup_net(emit: Emit, _: Path, cgroup: Path | None) -> Enforcer:
+    return _load("garrison.minion.enforcers.cgroup_net", "CgroupNetEnforcer")(emit, cgroup=cgroup)
+
+
+def _audit(emit: Emit, _: Path, __: Path | None) -> Enforcer:
+    return _load("garrison.minion.enforcers.audit", "AuditEnforcer")(emit)
+
+
+_BUILD: Final[Mapping[str, Build]] = {"fanotify": _fanotify, "cgroup_net": _cgroup_net, "audit": _audit}
+
+
+def _load(module: str, name: str) -> Callable[..., Enforcer]:
+    # By name, so that a node pays only for the backends that it is told to try.
+    backend: Callable[..., Enforcer] = getattr(importlib.import_module(module), name)
+    return backend
+
+
+def default_backends(emit: Emit, *, runtime_dir: Path, cgroup: Path | None, names: Iterable[str]) -> list[Enforcer]:
+    """Return the backends called ``names``, best first, none of them probed.
+
+    Args:
+        emit: Takes their events.
+        runtime_dir: For sockets and scratch files.
+        cgroup: Directory whose processes obey network rules; the mount's root when ``None``.
+        names: Out of ``fanotify``, ``cgroup_net``, ``audit``.
+    """
+    return [_BUILD[name](emit, runtime_dir, cgroup) for name in names]
+
+
+class EnforcerStack:
+    """Backends, best first, behind one door. Any thread may call it."""
+
+    def __init__(self, backends: Sequence[Enforcer]) -> None:
+        self._backends = list(backends)
+        self._lock = threading.RLock()
+        self._probes: dict[str, Probe] | None = None
+        self._held: dict[str, RuleSet] = {}
+        self._normalised: Normalised | None = None
+        self._trouble = ""
+        self._reresolver = Reresolver(self._apply_again)
+        self._closed = False
+
+    def probe(self) -> dict[str, Probe]:
+        """Return what each backend's probe found; probed once."""
+        if self._probes is not None:
+            return self._probes  # without the lock: status is asked for while rules are applied
+        with self._lock:
+            if self._probes is None:
+                self._probes = {backend.name: backend.probe() for backend in self._backends}
+                for name, probe in self._probes.items():
+                    _log.info("backend=%s works=%s reason=%s", name, probe.ok, probe.reason)
+            return self._probes
+
+    def compile(self, normalised: Normalised) -> tuple[RuleReport, ...]:
+        """Return the compile report that ``apply`` would give, without side effects."""
+        rules, _ = _resolved(normalised.rules)
+        reports = self._compiled(rules)
+        routes = _routes(rules, reports)
+        return self._merged(normalised, routes, reports)
+
+    def apply(self, normalised: Normalised) -> tuple[RuleReport, ...]:
+        """Enforce ``normalised`` instead of what was enforced before.
+
+        Returns:
+            The compile report, now true.
+
+        Raises:
+            GarrisonError: A backend failed; all hold what they held before.
+        """
+        with self._lock:
+            report = self._apply(normalised)
+            self._normalised = normalised
+            self._trouble = ""
+            return report
+
+    def status(self) -> list[EnforcerStatus]:
+        """Return how each working backend is doing."""
+        probes = self.probe()
+        found = [backend.status() for backend in self._backends if probes[backend.name].ok]
+        if not self._trouble:
+            return found
+        return [msgspec.structs.replace(s, healthy=False, detail=s.detail or self._trouble) for s in found]
+
+    def close(self) -> None:
+        """Stop enforcing. Idempotent."""
+        self._closed = True
+        self._reresolver.close()
+        with self._lock:
+            for backend in reversed(self._backends):
+                backend.close()
+            self._held.clear()
+
+    # ---- apply -----------------------------------------------------------------------------------------------------------
+    def _apply(self, normalised: Normalised) -> tuple[RuleReport, ...]:
+        rules, snapshot = _resolved(normalised.rules)
+        routes = _routes(rules, self._compiled(rules))
+        wanted = {
+            name: msgspec.structs.replace(rules, rules=tuple(r for r in rules.rules if routes.get(r.entity) == name))
+            for name in self._working()
+        }
+        reports = self._apply_all(wanted)
+        self._held = wanted
+        self._reresolver.watch(snapshot)
+        return self._merged(normalised, routes, reports)
+
+    def _apply_all(self, wanted: Mapping[str, RuleSet]) -> dict[str, tuple[RuleReport, ...]]:
+        reports: dict[str, tuple[RuleReport, ...]] = {}
+        done: list[Enforcer] = []
+        for backend in self._working().values():
+            if not wanted[backend.name].rules and backend.name not in self._held:
+                continue  # never used, and not needed: do not even start it
+            try:
+                reports[backend.name] = backend.apply(wanted[backend.name])
+            except GarrisonError:
+                self._roll_back(done)
+                raise
+            done.append(backend)
+        return reports
+
+    def _roll_back(self, done: Iterable[Enforcer]) -> None:
+        for backend in done:
+            try:
+                backend.apply(self._held.get(backend.name, RuleSet()))
+            except GarrisonError as err:
+                # The error that is being raised is the one to act on; this one is seen in the status.
+                self._trouble = f"{backend.name} could not go back to the previous rules: {err}"
+                _log.error("backend=%s rolled_back=no error=%s", backend.name, err)
+
+    def _apply_again(self) -> bool:
+        with self._lock:
+            if self._closed or self._normalised is None:
+                return True
+            try:
+                self._apply(self._normalised)
+            except GarrisonError as err:
+                self._trouble = f"rules could not be applied again after a link, file or mount had changed: {err}"
+                _log.error("rules=stale error=%s", err)
+                return False
+            self._trouble = ""
+            return True
+
+    # ---- routing ---------------------------------------------------------------------------------------------------------
+    def _working(self) -> dict[str, Enforcer]:
+        probes = self.probe()
+        return {backend.name: backend for backend in self._backends if probes[backend.name].ok}
+
+    def _compiled(self, rules: RuleSet) -> dict[str, tuple[RuleReport, ...]]:
+        return {name: backend.compile(rules) for name, backend in self._working().items()}
+
+    @staticmethod
+    def _merged(
+        normalised: Normalised, routes: Mapping[Entity, str], reports: Mapping[str, tuple[RuleReport, ...]]
+    ) -> tuple[RuleReport, ...]:
+        owner = {rule.id: routes.get(rule.entity) for rule in normalised.rules.rules}
+        spoken = [(name, [line for line in lines if owner.get(line.rule) == name]) for name, lines in reports.items()]
+        return merge_reports(normalised.rules, spoken, normalised.inert)
+
+
+def _resolved(rules: RuleSet) -> tuple[RuleSet, Snapshot]:
+    """Return ``rules`` as the kernel names files, and what was looked at: once, so that no change falls in between."""
+    watched = resolve(rules, lambda path: path).watched
+    snapshot = look(watched)
+    return resolve(rules, lambda path: snapshot.places[path.rstrip("/") or "/"][0]).rules, snapshot
+
+
+def _routes(rules: RuleSet, reports: Mapping[str, tuple[RuleReport, ...]]) -> dict[Entity, str]:
+    """Return for each entity the backend with the least bad lines, the earlier one of equals."""
+    entity = {rule.id: rule.entity for rule in rules.rules}
+    lines: dict[Entity, dict[str, Counter[str]]] = {}
+    for name, of_backend in reports.items():
+        for line in of_backend:
+            if line.rule in entity:
+                lines.setdefault(entity[line.rule], {}).setdefault(name, Counter())[line.status] += 1
+    return {kind: min(of_kind, key=lambda name: _badness(of_kind[name])) for kind, of_kind in lines.items()}
+
+
+def _badness(statuses: Counter[str]) -> tuple[int, ...]:
+    return tuple(statuses[status] for status in _WORST_FIRST)

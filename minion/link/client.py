@@ -1,0 +1,188 @@
+"""The link: keeps one conversation with one of the masters going, for as long as the agent lives.
+
+Rules of this file:
+- Masters are tried in their order; the first that serves is kept. After a lost connection the first is tried first again.
+- Attempts that reach nobody come every few seconds: they cost a packet, and decide how soon a cut link heals. After a refusal
+  the wait grows to ``reconnect_max_s``. All waits are jittered: 10,000 nodes must not come back in the same instant.
+- Assignments outlive connections: one that is being applied is never cancelled, and the last report is told again to every master
+  that is greeted, since a report has no ack.
+- Nothing that a master sends can end the link: what it must not send ends the connection, with the cause in the state.
+Owns: attempts, waits, the state shown. Does not own: what is said (``session``), what is sent when (``sender``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from contextlib import suppress
+from typing import Final
+
+import zmq.asyncio
+
+from garrison.common import limits
+from garrison.common.errors import FrameError
+from garrison.common.frames import ApplyReport, Assignment, ChunkRequest
+from garrison.minion.link.causes import Failure, LinkFailure
+from garrison.minion.link.connection import Connection
+from garrison.minion.link.fetch import Fetcher
+from garrison.minion.link.peer import LinkPeer, LinkState
+from garrison.minion.link.session import Session
+from garrison.minion.link.settings import LinkSettings
+
+__all__ = ["Link"]
+
+_GROWTH: Final = 2.0
+_STABLE_S: Final = 5.0  # a conversation of this length was a good one: waits begin anew after it
+_LOST_SPREAD: Final = 4.0  # a lost master's nodes come back over so many times the shortest wait
+
+_log = logging.getLogger(__name__)
+
+
+class Link:
+    """The minion's end of the link.
+
+    Args:
+        settings: Where, with which keys, how patiently.
+        peer: The agent.
+    """
+
+    def __init__(self, settings: LinkSettings, peer: LinkPeer) -> None:
+        self._settings, self._peer = settings, peer
+        self._stop = asyncio.Event()
+        self._session: Session | None = None
+        self._fetcher = Fetcher(self._request_chunk, chunk_s=settings.chunk_s, fetch_s=settings.fetch_s)
+        self._applying: set[asyncio.Task[None]] = set()
+        self._report: ApplyReport | None = None
+        self._state: LinkState | None = None
+        self._wait_s = settings.reconnect_min_s
+        self.bad_frames = 0
+
+    async def run(self) -> None:
+        """Keep the link up until ``stop``; only a bug ends it otherwise."""
+        context = zmq.asyncio.Context()
+        try:
+            await self._serve(context)
+        finally:
+            self._fetcher.give_up("the agent is stopping")
+            await asyncio.gather(*self._applying, return_exceptions=True)
+            context.destroy(linger=0)
+
+    async def stop(self) -> None:
+        """Have ``run`` end: the connection is closed; an assignment being applied is finished first."""
+        self._stop.set()
+        self._fetcher.give_up("the agent is stopping")
+
+    async def _serve(self, context: zmq.asyncio.Context) -> None:
+        number = 0
+        while not self._stop.is_set():
+            endpoint = self._settings.masters[number % len(self._settings.masters)]
+            failure = await self._until_stopped(context, endpoint)
+            if failure is None:
+                return
+            lost = failure.kind is Failure.LOST
+            number = 0 if lost else number + 1
+            self._tell(connected=False, cause=str(failure))
+            if lost or number % len(self._settings.masters) == 0:
+                await self._pause(failure.kind)
+
+    async def _until_stopped(self, context: zmq.asyncio.Context, endpoint: str) -> LinkFailure | None:
+        # Returns None when told to stop.
+        talk = asyncio.create_task(self._talk(context, endpoint))
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({talk, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if self._stop.is_set() and not talk.done():
+                return None
+            return talk.result()
+        finally:
+            for task in (talk, stop):
+                task.cancel()
+            await asyncio.gather(talk, stop, return_exceptions=True)
+
+    async def _talk(self, context: zmq.asyncio.Context, endpoint: str) -> LinkFailure:
+        connection = Connection(context, self._settings, endpoint, self._peer.hello().node)
+        since = 0.0
+        try:
+            await connection.open()
+            session = Session(
+                connection, self._settings, self._peer, on_assignment=self._on_assignment, on_chunk=self._fetcher.on_chunk
+            )
+            await session.greet()
+            since = time.monotonic()
+            await self._converse(session)
+        except LinkFailure as failure:
+            if failure.kind is Failure.LOST and not since:
+                return LinkFailure(Failure.REFUSED, str(failure))  # it never served us: try the next, and wait longer
+            return failure
+        except FrameError as err:
+            self.bad_frames += 1
+            _log.warning("frame=bad master=%s error=%s", endpoint, err)
+            return LinkFailure(Failure.PROTOCOL, f"{endpoint} sent what this agent does not accept: {err}")
+        finally:
+            self._session = None
+            connection.close()
+            if since and time.monotonic() - since > _STABLE_S:
+                self._wait_s = self._settings.reconnect_min_s
+        raise AssertionError("a conversation ended without a cause")
+
+    async def _converse(self, session: Session) -> None:
+        self._tell(connected=True, cause="connected")
+        self._session = session
+        if self._report is not None:
+            await _send_report(session, self._report)
+        self._fetcher.reconnected()
+        await session.run()
+
+    async def _pause(self, kind: Failure) -> None:
+        s = self._settings
+        if kind is Failure.LOST:
+            wait_s = random.uniform(s.reconnect_min_s, s.reconnect_min_s * _LOST_SPREAD)  # noqa: S311 - spreads, hides nothing
+        else:
+            longest = s.unreachable_max_s if kind is Failure.UNREACHABLE else s.reconnect_max_s
+            self._wait_s = min(self._wait_s, longest)
+            wait_s = random.uniform(0.5, 1.0) * self._wait_s  # noqa: S311
+            self._wait_s = min(self._wait_s * _GROWTH, longest)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), wait_s)
+
+    def _tell(self, *, connected: bool, cause: str) -> None:
+        state = LinkState(connected, cause)
+        if state != self._state:
+            self._state = state
+            self._peer.on_link_state(state)
+
+    # ---- what outlives a connection ----------------------------------------------------------------------------------------
+    def _request_chunk(self, request: ChunkRequest) -> bool:
+        return self._session is not None and self._session.try_send(request)
+
+    def _on_assignment(self, assignment: Assignment) -> None:
+        # The agent takes them one at a time, in order; one that it has already costs it a look.
+        if len(self._applying) >= limits.LINK_WORKS_MAX:
+            raise FrameError(f"more than {limits.LINK_WORKS_MAX} assignments at once")
+        task = asyncio.create_task(self._apply(assignment))
+        self._applying.add(task)
+        task.add_done_callback(self._applied)
+
+    def _applied(self, task: asyncio.Task[None]) -> None:
+        self._applying.discard(task)
+        if not task.cancelled() and (err := task.exception()) is not None:
+            _log.error("assignment=unanswered error=%r", err, exc_info=err)  # a bug in the agent; the link goes on
+
+    async def _apply(self, assignment: Assignment) -> None:
+        report = await self._peer.on_assignment(assignment, self._fetcher.fetch)
+        self._report = report
+        if self._session is not None:
+            with suppress(LinkFailure):  # told again on the next connection
+                await _send_report(self._session, report)
+
+
+async def _send_report(session: Session, report: ApplyReport) -> None:
+    try:
+        await session.send(report)
+    except FrameError as err:
+        _log.warning("report=shortened rules=%s error=%s", len(report.rules), err)
+        error = f"{report.error} (the compile report of {len(report.rules)} rules is too large to send)".strip()
+        short = ApplyReport(generation=report.generation, bundle=report.bundle, state=report.state, error=error[:4000])
+        await session.send(short)

@@ -1,0 +1,307 @@
+"""The spool's file as its one writer sees it: every change is one transaction, in memory and on disk alike.
+
+Rules of this file:
+- Numbers are given here, at commit, over all lanes, and written with the events: none is ever given twice, also after everything
+  was acked and deleted. Each opening skips ``SPOOL_REOPEN_SKIP``: a disk that lost the log's end cannot make one come twice.
+- The mark of an ack and what it deletes are one transaction; so are a loss and its gap event.
+- A gap's count is exact: events that are gone and were not acknowledged. Its numbers are the first and last of them; between them
+  may be events that did arrive, when a gap that was itself dropped is counted in.
+- A transaction that fails changes nothing: not the file, not the state here.
+Owns: the writing connection, which alone checkpoints. Does not own: threads, retries (``spool``), damage (``recover``).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from garrison.common import limits
+from garrison.common.errors import SpoolError
+from garrison.common.events import Event, Kind, Lane, Scalar, encode_event
+from garrison.minion.spool.caps import PAGE_BYTES, SpoolCaps
+from garrison.minion.spool.intake import Work
+from garrison.minion.spool.schema import connect_writer, migrate, new_epoch, table, wal_bytes
+from garrison.minion.spool.segment import COLUMNS, Item, Numbered, Segment, cut, item_of, pack
+
+__all__ = ["LaneState", "SpoolDatabase", "SpoolState", "gap_item"]
+
+_VACUUM_PAGES: Final = 256  # given back to the file system per idle commit: 1 MiB
+_UNNUMBERED: Final = 0
+
+
+class LaneState(msgspec.Struct):
+    """Counters of a lane: highest acked and given number; events, weight and space of what is stored."""
+
+    acked: int = 0
+    last: int = 0
+    events: int = 0
+    weight: int = 0
+    bytes: int = 0
+
+
+class SpoolState(msgspec.Struct):
+    """Where a spool stands. ``gaps`` and ``dropped`` count since it was opened."""
+
+    epoch: str
+    next_seq: int
+    lanes: dict[Lane, LaneState]
+    gaps: int = 0
+    dropped: int = 0
+
+
+def gap_item(lane: Lane, count: int, reason: str, *, first_seq: int = 0, last_seq: int = 0, boot: str, epoch: str = "") -> Item:
+    """Return the gap event for ``count`` lost events; numbers are 0 when the events had none yet.
+
+    Args:
+        lane: The lane that lost them.
+        count: How many; 0 when nobody can know.
+        reason: Why, for a person.
+        first_seq: First number lost.
+        last_seq: Last number lost.
+        boot: Kernel boot id.
+        epoch: Epoch of the numbers, when it is not the gap's own.
+    """
+    data: dict[str, Scalar | list[Scalar]] = {
+        "first_seq": first_seq,
+        "last_seq": last_seq,
+        "count": count,
+        "reason": reason[:500],
+    }
+    if epoch:
+        data["of_epoch"] = epoch
+    event = Event(
+        ts=time.time_ns(),
+        mono=time.monotonic_ns(),
+        boot=boot,
+        lane=lane,
+        kind=Kind.GAP,
+        severity=7,
+        data=data,
+    )
+    return item_of(event, encode_event(event))
+
+
+class SpoolDatabase:
+    """An open spool file.
+
+    Args:
+        path: The file; made when absent.
+        caps: Its bounds.
+        boot: Kernel boot id, for gap events.
+
+    Raises:
+        SpoolError: A newer agent made it.
+        sqlite3.Error: It cannot be opened, or is damaged.
+    """
+
+    def __init__(self, path: Path, caps: SpoolCaps, boot: str) -> None:
+        self.path, self._caps, self._boot = path, caps, boot
+        if path.exists() and path.stat().st_size < PAGE_BYTES:
+            # SQLite takes it for a new file; ours had events, or was interrupted while being made, which is as good as damaged.
+            raise sqlite3.DatabaseError(f"the file has {path.stat().st_size} bytes")
+        self._conn = connect_writer(path, wal_bytes(caps.total_bytes))
+        try:
+            migrate(self._conn)
+            if path.stat().st_size <= limits.SPOOL_CHECK_MAX_BYTES:
+                self._check()
+            self.state = self._load()
+            self._skip_numbers()
+        except BaseException:
+            self._conn.close()
+            raise
+
+    def close(self) -> None:
+        """Close; the readers must be closed before. Whatever is committed stays."""
+        self._conn.close()
+
+    def _check(self) -> None:
+        (verdict,) = self._conn.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(f"quick_check: {verdict}")
+
+    def _load(self) -> SpoolState:
+        row = self._conn.execute("SELECT epoch, next_seq FROM spool WHERE id = 1").fetchone()
+        if row is None:
+            raise sqlite3.DatabaseError("the spool has no epoch")
+        rows = self._conn.execute("SELECT lane, acked, last, events, weight, bytes FROM lanes").fetchall()
+        lanes = {Lane(lane): LaneState(*rest) for lane, *rest in rows if lane in set(Lane)}
+        if set(lanes) != set(Lane):
+            raise sqlite3.DatabaseError("the spool misses a lane")
+        return SpoolState(str(row[0]), int(row[1]), lanes)
+
+    def _skip_numbers(self) -> None:
+        if self.state.next_seq > 1:
+            self.state.next_seq += limits.SPOOL_REOPEN_SKIP
+        self._conn.execute("UPDATE spool SET next_seq = ? WHERE id = 1", (self.state.next_seq,))
+
+    # ---- the transaction -------------------------------------------------------------------------------------------------
+    def commit(self, work: Work) -> SpoolState:
+        """Do ``work`` durably, or nothing of it; returns the new state.
+
+        Raises:
+            sqlite3.Error: The disk refused or is damaged.
+        """
+        change = _Transaction(self._conn, self.state, self._caps, self._boot)
+        self._conn.execute("BEGIN IMMEDIATE")
+        try:
+            change.run(work)
+            self._conn.execute("COMMIT")
+        except BaseException:
+            if self._conn.in_transaction:
+                self._conn.execute("ROLLBACK")
+            raise
+        self.state = change.state
+        return self.state
+
+    def adopt(self, items: Iterable[tuple[Lane, Segment]], next_seq: int, gaps: Iterable[Item]) -> None:
+        """Fill a new file with segments of a damaged one; their numbers are kept, in this file's epoch.
+
+        Raises:
+            sqlite3.Error: The disk refused.
+        """
+        change = _Transaction(self._conn, self.state, self._caps, self._boot)
+        self._conn.execute("BEGIN IMMEDIATE")
+        try:
+            change.adopt(items, next_seq)
+            change.run(Work(items=list(gaps)))
+            self._conn.execute("COMMIT")
+        except BaseException:
+            if self._conn.in_transaction:
+                self._conn.execute("ROLLBACK")
+            raise
+        self.state = change.state
+
+    def shrink(self) -> None:
+        """Give free pages back to the file system when they are a quarter of the file; called when there is nothing to do.
+
+        Raises:
+            sqlite3.Error: The disk refused.
+        """
+        (free,), (pages,) = (self._conn.execute(f"PRAGMA {p}").fetchone() for p in ("freelist_count", "page_count"))
+        if free > _VACUUM_PAGES and free * 4 > pages:
+            self._conn.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+
+
+class _Transaction:
+    """The changes of one transaction, on a copy of the state."""
+
+    def __init__(self, conn: sqlite3.Connection, state: SpoolState, caps: SpoolCaps, boot: str) -> None:
+        self._conn, self._caps, self._boot = conn, caps, boot
+        lanes = {lane: msgspec.structs.replace(one) for lane, one in state.lanes.items()}
+        self.state = msgspec.structs.replace(state, lanes=lanes)
+
+    def run(self, work: Work) -> None:
+        if work.renew:
+            self.state.epoch = new_epoch()
+            for one in self.state.lanes.values():
+                one.acked = 0
+        for (epoch, lane), seq in work.acks.items():
+            if epoch == self.state.epoch:
+                self._ack(lane, seq)
+        for lane, first_seq in work.damaged:
+            self._give_up(lane, first_seq)
+        self._store(work.items)
+        for (lane, reason), count in work.losses.items():
+            self._gap(lane, count, reason)
+        self._overflow()
+        self._save()
+
+    def adopt(self, items: Iterable[tuple[Lane, Segment]], next_seq: int) -> None:
+        last = next_seq - 1
+        for lane, segment in items:
+            self._insert(lane, segment)
+            last = max(last, segment.last_seq)
+        self.state.next_seq = max(self.state.next_seq, last + 1)
+
+    def _store(self, items: Iterable[Item]) -> None:
+        by_lane: dict[Lane, list[Numbered]] = {}
+        seq = self.state.next_seq
+        for item in items:
+            by_lane.setdefault(item.lane, []).append(Numbered(seq, item))
+            seq += 1
+        self.state.next_seq = seq
+        for lane, numbered in by_lane.items():
+            for segment in pack(numbered, self._caps.segment_bytes):
+                self._insert(lane, segment)
+
+    def _insert(self, lane: Lane, segment: Segment) -> None:
+        self._conn.execute(f"INSERT INTO {table(lane)} ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?)", segment)  # noqa: S608
+        one = self.state.lanes[lane]
+        one.last = max(one.last, segment.last_seq)
+        one.events += segment.events
+        one.weight += segment.weight
+        one.bytes += segment.size
+
+    def _delete(self, lane: Lane, first: int, last: int) -> tuple[int, int]:
+        # Removes whole segments and returns their weight and the first number they stood for; (0, 0) when there is none.
+        where = f"FROM {table(lane)} WHERE first_seq BETWEEN ? AND ? AND last_seq <= ?"
+        events, weight, size, covers = self._conn.execute(
+            f"SELECT sum(events), sum(weight), sum(size), min(covers) {where}",
+            (first, last, last),
+        ).fetchone()
+        if events is None:
+            return 0, 0
+        self._conn.execute(f"DELETE {where}", (first, last, last))
+        one = self.state.lanes[lane]
+        one.events -= events
+        one.weight -= weight
+        one.bytes -= size
+        return weight, covers
+
+    def _ack(self, lane: Lane, seq: int) -> None:
+        one = self.state.lanes[lane]
+        seq = min(seq, one.last)  # nobody can have what was never stored
+        if seq <= one.acked:
+            return
+        self._delete(lane, 0, seq)
+        one.acked = seq
+        row = self._conn.execute(
+            f"SELECT {COLUMNS} FROM {table(lane)} WHERE first_seq <= ? LIMIT 1",  # noqa: S608
+            (seq,),
+        ).fetchone()
+        if row is not None:
+            self._shorten(lane, Segment(*row), seq)
+
+    def _shorten(self, lane: Lane, segment: Segment, seq: int) -> None:
+        try:
+            rest = cut(segment, lane, seq)
+        except SpoolError:
+            self._give_up(lane, segment.first_seq)
+            return
+        self._delete(lane, segment.first_seq, segment.last_seq)
+        for shorter in pack(rest, self._caps.segment_bytes):
+            self._insert(lane, shorter)
+
+    def _give_up(self, lane: Lane, first_seq: int) -> None:
+        row = self._conn.execute(f"SELECT last_seq FROM {table(lane)} WHERE first_seq = ?", (first_seq,)).fetchone()  # noqa: S608
+        if row is not None:
+            weight, covers = self._delete(lane, first_seq, row[0])
+            self._gap(lane, weight, "the stored events were damaged", covers, row[0])
+
+    def _overflow(self) -> None:
+        for lane, need in self._caps.surplus({lane: one.bytes for lane, one in self.state.lanes.items()}).items():
+            freed = last = 0
+            for size, last_seq in self._conn.execute(f"SELECT size, last_seq FROM {table(lane)} ORDER BY first_seq"):  # noqa: S608
+                freed, last = freed + size, last_seq
+                if freed >= need:
+                    break
+            weight, covers = self._delete(lane, 0, last)
+            self._gap(lane, weight, "the spool was full", covers, last)
+
+    def _gap(self, lane: Lane, count: int, reason: str, first_seq: int = _UNNUMBERED, last_seq: int = _UNNUMBERED) -> None:
+        self._store([gap_item(lane, count, reason, first_seq=first_seq, last_seq=last_seq, boot=self._boot)])
+        self.state.gaps += 1
+        self.state.dropped += count
+
+    def _save(self) -> None:
+        state = self.state
+        self._conn.execute("UPDATE spool SET epoch = ?, next_seq = ? WHERE id = 1", (state.epoch, state.next_seq))
+        self._conn.executemany(
+            "UPDATE lanes SET acked = ?, last = ?, events = ?, weight = ?, bytes = ? WHERE lane = ?",
+            [(one.acked, one.last, one.events, one.weight, one.bytes, int(lane)) for lane, one in state.lanes.items()],
+        )
