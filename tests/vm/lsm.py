@@ -64,10 +64,11 @@ class Guard:
 
     Attributes:
         vm: Where it runs.
+        tamper: Name of what the next agent makes of attempts at it.
     """
 
     def __init__(self, vm: Vm) -> None:
-        self.vm = vm
+        self.vm, self.tamper = vm, "AUDIT"
         self._numbers = itertools.count()
         self._holder: Background | None = None
         self._socket = ""
@@ -104,6 +105,12 @@ class Guard:
             self._holder.wait()
             self._holder = None
 
+    @property
+    def pid(self) -> int:
+        """The agent's, in the guest."""
+        assert self._holder, "no agent runs"
+        return self._holder.pid
+
     def log(self) -> str:
         """Return what the present or last agent wrote to its standard error."""
         return self.vm.get(f"{self._socket}.log").decode()
@@ -124,7 +131,7 @@ class Guard:
 
     def _start(self) -> None:
         self._socket = f"/run/holder-{next(self._numbers)}"
-        self._holder = self.vm.start("python3", _HOLDER_IN_GUEST, self._socket, log=f"{self._socket}.log")
+        self._holder = self.vm.start("python3", _HOLDER_IN_GUEST, self._socket, self.tamper, log=f"{self._socket}.log")
         self.vm.until(lambda: self.vm.run("test", "-S", self._socket).returncode == 0, "the agent's socket")
 
     # ---- operations ----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import msgspec
 from garrison.common.errors import GarrisonError
 from garrison.common.events import Event
 from garrison.common.policy.rules import RuleSet
-from garrison.minion.enforcers.bpf_lsm.enforcer import BpfLsmEnforcer
+from garrison.minion.enforcers.bpf_lsm.enforcer import BpfLsmEnforcer, Tamper
 
 
 def answer(enforcer: BpfLsmEnforcer, events: queue.SimpleQueue[Event], request: dict[str, Any]) -> Any:
@@ -39,7 +39,7 @@ def answer(enforcer: BpfLsmEnforcer, events: queue.SimpleQueue[Event], request: 
 def main() -> None:
     """Serve until killed."""
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    enforcer = BpfLsmEnforcer(events.put)
+    enforcer = BpfLsmEnforcer(events.put, tamper=Tamper[sys.argv[2]])
     listening = socket.socket(socket.AF_UNIX)
     Path(sys.argv[1]).unlink(missing_ok=True)
     listening.bind(sys.argv[1])
