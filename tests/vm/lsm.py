@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,11 @@ class Guard:
     Attributes:
         vm: Where it runs.
         tamper: Name of what the next agent makes of attempts at it.
+        version: Of its programs, as the next agent pretends; empty for the true one.
     """
 
     def __init__(self, vm: Vm) -> None:
-        self.vm, self.tamper = vm, "AUDIT"
+        self.vm, self.tamper, self.version = vm, "AUDIT", ""
         self._numbers = itertools.count()
         self._holder: Background | None = None
         self._socket = ""
@@ -78,9 +80,12 @@ class Guard:
     # ---- the agent -----------------------------------------------------------------------------------------------------
     def hold(self, *rules: Rule, postures: Postures | None = None) -> list[dict[str, Any]]:
         """Apply these rules instead of those before; returns the compile report. Starts an agent if none runs."""
-        ruleset = RuleSet(rules=tuple(sorted(rules, key=lambda r: r.id)), postures=postures or Postures())
-        done: list[dict[str, Any]] = self.ask("apply", rules=msgspec.to_builtins(ruleset))
+        done: list[dict[str, Any]] = self.ask("apply", rules=_ruleset(rules, postures or Postures()))
         return done
+
+    def swap(self, *turns: tuple[Rule, ...]) -> None:
+        """Apply one set of rules after the other, as fast as it goes."""
+        self.ask("swap", turns=[_ruleset(rules, Postures()) for rules in turns])
 
     def events(self, at_least: int = 1, timeout_s: float = 20) -> list[Event]:
         """Return the events since the last call, as soon as there are ``at_least`` so many."""
@@ -102,6 +107,11 @@ class Guard:
         """End the agent the hard way."""
         if self._holder:
             self._holder.kill()
+        self.forget()
+
+    def forget(self) -> None:
+        """Wait for the end of an agent that was ended otherwise."""
+        if self._holder:
             self._holder.wait()
             self._holder = None
 
@@ -131,7 +141,9 @@ class Guard:
 
     def _start(self) -> None:
         self._socket = f"/run/holder-{next(self._numbers)}"
-        self._holder = self.vm.start("python3", _HOLDER_IN_GUEST, self._socket, self.tamper, log=f"{self._socket}.log")
+        self._holder = self.vm.start(
+            "python3", _HOLDER_IN_GUEST, self._socket, self.tamper, self.version, log=f"{self._socket}.log"
+        )
         self.vm.until(lambda: self.vm.run("test", "-S", self._socket).returncode == 0, "the agent's socket")
 
     # ---- operations ----------------------------------------------------------------------------------------------------
@@ -157,6 +169,10 @@ class Guard:
         """Make files, with their folders, or overwrite them."""
         for each in paths:
             self.vm.put(each, text)
+
+
+def _ruleset(rules: Iterable[Rule], postures: Postures) -> Any:
+    return msgspec.to_builtins(RuleSet(rules=tuple(sorted(rules, key=lambda r: r.id)), postures=postures))
 
 
 def path(where: str) -> PathTarget:

@@ -1,6 +1,7 @@
 """Runs in a VM: holds rules with the kernel enforcer and answers requests on a UNIX socket, one JSON object a line each way.
 
-Requests: {"do": "apply", "rules": RuleSet as JSON}, {"do": "events"}: those since the last request, {"do": "status"},
+Requests: {"do": "apply", "rules": RuleSet as JSON}, {"do": "swap", "turns": [...]}: several, one after the other,
+{"do": "events"}: those since the last request, {"do": "status"},
 {"do": "close"}, {"do": "release"}. Answers have "error" when the enforcer raised. Started by ``lsm.Guard``; ends by ``SIGKILL``.
 """
 
@@ -18,6 +19,7 @@ import msgspec
 from garrison.common.errors import GarrisonError
 from garrison.common.events import Event
 from garrison.common.policy.rules import RuleSet
+from garrison.minion.enforcers.bpf_lsm import pins
 from garrison.minion.enforcers.bpf_lsm.enforcer import BpfLsmEnforcer, Tamper
 
 
@@ -26,6 +28,8 @@ def answer(enforcer: BpfLsmEnforcer, events: queue.SimpleQueue[Event], request: 
     match request["do"]:
         case "apply":
             return enforcer.apply(msgspec.convert(request["rules"], RuleSet))
+        case "swap":
+            return [enforcer.apply(rules) for rules in msgspec.convert(request["turns"], list[RuleSet])][-1]
         case "events":
             return [events.get() for _ in range(events.qsize())]
         case "status":
@@ -37,7 +41,9 @@ def answer(enforcer: BpfLsmEnforcer, events: queue.SimpleQueue[Event], request: 
 
 
 def main() -> None:
-    """Serve until killed."""
+    """Serve until killed. Arguments: the socket, a ``Tamper``, and a version to pretend or nothing."""
+    if sys.argv[3]:
+        pins.version = lambda: sys.argv[3]
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     enforcer = BpfLsmEnforcer(events.put, tamper=Tamper[sys.argv[2]])
     listening = socket.socket(socket.AF_UNIX)
