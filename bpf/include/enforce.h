@@ -47,6 +47,21 @@ enum image {
 	IMAGE_LOADED,  /* FRESH, and then mapped ``loaded`` as code: ld.so PROGRAM */
 };
 
+/* A start that was let go because it depends on its arguments, which can be read only when it cannot be refused any more. */
+struct deferred {
+	__u64 bprm;	/* 0: none */
+	__u64 unlisted; /* outcomes, packed */
+	__u64 listed;
+	__u64 dentry;
+	__u64 mnt;
+	__u32 generation;
+	__u32 set;
+	__u32 copy;
+	__u32 condition;
+};
+
+#define ARG_BYTES 256 /* with the NUL; longer arguments are listed nowhere */
+
 struct subject {
 	struct place at; /* of the program */
 	__u64 hash;	 /* of its path */
@@ -57,6 +72,8 @@ struct subject {
 	struct past pending; /* what is starting one */
 	struct past loaded;
 	__u32 image;
+	struct deferred deferred;
+	char arg[ARG_BYTES]; /* scratch of the task's own */
 };
 
 /* Task -> its program. Written by the task itself, before it runs by its parent; goes with the task. */
@@ -120,6 +137,7 @@ enum operation {
 	OP_TRUNCATE,
 	OP_MAP_SHARED,
 	OP_RECEIVE,
+	OP_EXEC_KILLED, /* an exec that was ended before its first instruction */
 };
 
 #define EVENT_NAMES 1024

@@ -109,6 +109,9 @@ struct bpf_prog {
 
 struct linux_binprm {
 	struct file *file;
+	unsigned long p;    /* where the arguments are in the new memory, one after the other */
+	unsigned long exec; /* above them: the file name */
+	int argc;
 };
 
 struct fs_struct {

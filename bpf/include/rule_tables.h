@@ -83,6 +83,12 @@ struct record_key {
 	__u32 set, subject;
 };
 
+struct arg_key {
+	__u32 set;
+	__u32 len;
+	__u64 hash; /* enforce_exec.bpf.c says of what kind */
+};
+
 struct glob_sets {
 	__u32 set[ENTITIES];
 };
@@ -92,10 +98,11 @@ struct head {
 	__u32 has_globs;
 	__u32 has_names;
 	__u32 has_anchors;
+	__u32 has_args;
 	__u32 unresolved[ENTITIES];
 	__u8 classes[256];
 };
-_Static_assert(sizeof(struct head) == 280, "struct head");
+_Static_assert(sizeof(struct head) == 284, "struct head");
 
 /* ---- Maps ------------------------------------------------------------------------------------------------------------- */
 /*
@@ -120,6 +127,7 @@ _Static_assert(sizeof(struct head) == 280, "struct head");
 TWO_COPIES(heads, BPF_MAP_TYPE_ARRAY, BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct head));
 TWO_COPIES(nodes, BPF_MAP_TYPE_HASH, 0, sizeof(__u64), sizeof(struct node));
 TWO_COPIES(anchors, BPF_MAP_TYPE_HASH, 0, sizeof(struct inode_key), sizeof(__u64)); /* directory -> hash of its path */
+TWO_COPIES(args, BPF_MAP_TYPE_HASH, 0, sizeof(struct arg_key), sizeof(__u32)); /* argument that a set's rules list -> 1 */
 TWO_COPIES(names, BPF_MAP_TYPE_HASH, 0, sizeof(__u64), sizeof(__u32));
 TWO_COPIES(dfa_states, BPF_MAP_TYPE_ARRAY, BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct dfa_state));
 TWO_COPIES(dfa_slots, BPF_MAP_TYPE_ARRAY, BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct dfa_slot));

@@ -178,3 +178,38 @@ def test_close_leaves_rules_in_force_and_release_takes_them_away(guard: Guard) -
 
     guard.vm.until(lambda: guard.opens("/srv/close/a"), "the file can be read again")
     assert guard.vm.check("find", "/sys/fs/bpf", "-mindepth", "1") == ""
+
+
+def test_program_is_ended_before_its_first_instruction_unless_its_arguments_are_listed(guard: Guard) -> None:
+    guard.files("/srv/args/x")
+    rule = process("/usr/bin/cat", allowed_args=("/srv/args/x", "-n"))
+    guard.hold(rule)
+    guard.events(0)
+
+    assert guard.vm.run("cat", "/srv/args/x").stdout == "hi\n"
+    assert guard.vm.run("cat", "-n", "/srv/args/x").returncode == 0
+    for refused in (["/etc/hostname"], ["/srv/args/x", "/etc/hostname"], [], ["-n" * 200], ["-nn"], [""]):
+        done = guard.vm.run("cat", *refused, stdin="in")
+        assert (done.returncode, done.stdout) == (-9, ""), refused
+    assert guard.vm.run("sha256sum", "/etc/hostname").returncode == 0
+    events = guard.events(6)
+    assert {(e.operation, e.object, e.result, e.rule) for e in events} == {("exec", "/usr/bin/cat", "SIGKILL", rule.id)}
+
+
+def test_script_counts_as_started_with_arguments_that_are_not_listed(guard: Guard) -> None:
+    guard.vm.put("/srv/args/script", "#!/bin/sh\necho ran\n", mode=0o755)
+    guard.vm.put("/srv/args/free", "#!/bin/sh\necho ran\n", mode=0o755)
+    guard.hold(process("/srv/args/script", allowed_args=("a",)))
+
+    assert guard.tries("subprocess.run(['/srv/args/script', 'a'], check=True)") == REFUSED
+    assert guard.vm.run("/srv/args/free", "a").stdout == "ran\n"
+
+
+def test_allow_list_grants_listed_arguments_only(guard: Guard) -> None:
+    guard.hold(
+        process("/usr/bin/uname", Verdict.ALLOW, by="/usr/bin/dash", allowed_args=("-r",)), postures=Postures(file=Posture.BLOCK)
+    )
+
+    assert guard.vm.run("sh", "-c", "uname -r").returncode == 0
+    assert guard.vm.run("sh", "-c", "uname -n").returncode == 128 + 9
+    assert guard.vm.run("sh", "-c", "hostname").returncode == 126

@@ -26,7 +26,21 @@ __all__ = [
 
 COUNTERS: Final = ("decisions", "blocks", "audits", "lost", "lost_unnamed", "unresolved", "table_errors", "walks")  # enum counter
 # enum operation
-_OPERATIONS: Final = ("exec", "open", "map", "unlink", "rename", "link", "create", "setattr", "truncate", "map_shared", "receive")
+_OPERATIONS: Final = (
+    "exec",
+    "open",
+    "map",
+    "unlink",
+    "rename",
+    "link",
+    "create",
+    "setattr",
+    "truncate",
+    "map_shared",
+    "receive",
+    "exec",
+)
+_EXEC_KILLED: Final = 11
 _VERDICTS: Final = (Verdict.ALLOW, Verdict.ALLOW, Verdict.AUDIT, Verdict.BLOCK)  # enum verdict
 _NAMES: Final = 1024 + 256
 _FIXED: Final = struct.Struct(f"={ACTOR_BYTES}sIIBBxxIIii4xQI4x")
@@ -58,6 +72,7 @@ class DecisionRecord(NamedTuple):
     path: str
     inode: int
     device: int
+    killed: bool  # it could not be refused any more: the program was ended before its first instruction
 
 
 def decode_decision(raw: bytes) -> DecisionRecord:
@@ -84,6 +99,7 @@ def decode_decision(raw: bytes) -> DecisionRecord:
         path=decode_names(path, path_used)[0],
         inode=inode,
         device=device,
+        killed=operation == _EXEC_KILLED,
     )
 
 
@@ -105,7 +121,7 @@ def alert(record: DecisionRecord, rule: Rule, cgroup: str) -> Event:
         object=record.path,
         operation=record.operation,
         verdict=record.verdict.value,
-        result="EPERM" if record.verdict is Verdict.BLOCK else "passed",
+        result="SIGKILL" if record.killed else "EPERM" if record.verdict is Verdict.BLOCK else "passed",
         policy=rule.policy,
         rule=rule.id,
         backend=BACKEND,

@@ -25,10 +25,11 @@ ENTITIES: Final = (Entity.PROCESS, Entity.FILE)  # enum entity
 _VERDICTS: Final = {Verdict.ALLOW: 1, Verdict.AUDIT: 2, Verdict.BLOCK: 3}  # enum verdict; 0: nothing fired or granted
 _OUTCOME: Final = struct.Struct("=BBxxI")
 _NODE: Final = struct.Struct("=10I")
-_HEAD: Final = struct.Struct("=IIIIII256s")
+_HEAD: Final = struct.Struct("=IIIIIII256s")
 _PAIR: Final = struct.Struct("=II")
 _TRIPLE: Final = struct.Struct("=III")
 _INODE: Final = struct.Struct("=QI4x")
+_ARG: Final = struct.Struct("=IIQ")
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
 _POSTURE_OF: Final = 0xFFFF_FFFF
@@ -52,6 +53,7 @@ TABLES: Final[Mapping[str, TableType]] = {
     "heads": TableType(False, 4, _HEAD.size),
     "nodes": TableType(True, 8, _NODE.size),
     "anchors": TableType(True, _INODE.size, 8),
+    "args": TableType(True, _ARG.size, 4),
     "names": TableType(True, 8, 4),
     "dfa_states": TableType(False, 4, _TRIPLE.size),
     "dfa_slots": TableType(False, 4, _PAIR.size),
@@ -84,6 +86,7 @@ def lay_out(
         "heads": {_U32.pack(0): _head(program, generation, has_anchors=bool(anchors))},
         "nodes": _nodes(program, hasher),
         "anchors": anchors,
+        "args": dict(_args(program, hasher)),
         "names": {_U64.pack(hasher.name(name)): _U32.pack(number) for name, number in program.names.items()},
         **_automaton(program),
         "unions": {_TRIPLE.pack(*key): _U32.pack(number) for key, number in program.unions.items()},
@@ -104,6 +107,7 @@ def _head(program: Program, generation: int, *, has_anchors: bool) -> bytes:
         program.globs is not None,
         bool(program.names),
         has_anchors,
+        bool(program.arguments),
         *(program.unresolved[entity] for entity in ENTITIES),
         program.globs.classes if program.globs else bytes(256),
     )
@@ -160,6 +164,13 @@ def _outcome(decision: Decision | None, numbers: Mapping[str, int]) -> bytes:
     if decision is None:
         return _OUTCOME.pack(0, 0, 0)
     return _OUTCOME.pack(_VERDICTS[decision.verdict], decision.by_posture, numbers[decision.rule.id] if decision.rule else 0)
+
+
+def _args(program: Program, hasher: PathHasher) -> Iterator[tuple[bytes, bytes]]:
+    for number, listed in program.arguments.items():
+        for argument in listed:
+            raw = argument.encode("utf-8", "surrogateescape")
+            yield _ARG.pack(number, len(raw), hasher.argument(raw)), _U32.pack(1)
 
 
 def _inodes(program: Program, inode_of: InodeOf) -> Iterator[tuple[bytes, bytes]]:
