@@ -104,10 +104,7 @@ SEC("lsm/bprm_check_security") int BPF_PROG(guard_exec, struct linux_binprm *bpr
 	if (!going)
 		return 0;
 	request.condition |= owner_condition(file->f_inode);
-	request.at.dentry = (__u64)BPF_CORE_READ(file, f_path.dentry);
-	request.at.mnt = (__u64)BPF_CORE_READ(file, f_path.mnt);
-	request.at.space = SPACE_PROCESS;
-	locate(&request, file->f_inode);
+	locate(&request, &file->f_path, file->f_inode, ENTITY_PROCESS);
 	outcome = weigh_request(&request);
 	if (unpacked(outcome).verdict < VERDICT_AUDIT || defer(&request, subject, number, outcome))
 		return 0;

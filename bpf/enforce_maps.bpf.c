@@ -57,17 +57,16 @@ static __always_inline int enforce_code(struct file *file)
 	if (!going)
 		return 0;
 	request.condition |= owner_condition(file->f_inode);
-	request.at.dentry = (__u64)BPF_CORE_READ(file, f_path.dentry);
-	request.at.mnt = (__u64)BPF_CORE_READ(file, f_path.mnt);
 	if (subject && subject->image == IMAGE_FRESH) {
+		request.at.dentry = (__u64)file->f_path.dentry;
+		request.at.mnt = (__u64)file->f_path.mnt;
 		request.at.space = SPACE_SOURCE;
 		path_sets(&request.at);
 		note_code(subject, &request);
 	}
 	if (subject && subject->caller.hash)
 		request.extra = past_class(&subject->caller, request.at.copy, request.generation);
-	request.at.space = SPACE_PROCESS;
-	locate(&request, file->f_inode);
+	locate(&request, &file->f_path, file->f_inode, ENTITY_PROCESS);
 	return decide(&request);
 }
 

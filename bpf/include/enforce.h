@@ -292,23 +292,6 @@ __noinline int path_sets(struct lookup *lookup)
 	return 0;
 }
 
-static __always_inline __u64 parent_of(__u64 dentry)
-{
-	return (__u64)BPF_CORE_READ((struct dentry *)dentry, d_parent);
-}
-
-static __always_inline __u64 name_of(__u64 dentry)
-{
-	struct dentry *at = (void *)dentry;
-
-	return (__u64)BPF_CORE_READ(at, d_name.len) << 32 | BPF_CORE_READ(at, d_name.hash);
-}
-
-static __always_inline __u64 event_of(__u64 mnt)
-{
-	return BPF_CORE_READ(mount_of((void *)mnt), mnt_ns, event);
-}
-
 static __always_inline __u64 mix(__u64 digest, __u64 value)
 {
 	digest = (digest ^ value) * hash_factor;
@@ -319,13 +302,14 @@ static __always_inline __u64 mix(__u64 digest, __u64 value)
  * Changes when the dentry is another's or moves, a directory is renamed, a mount of its namespace changes, or rules change. Keyed
  * as paths are, so that nobody can make two alike.
  */
-static __always_inline __u64 stamp_of(__u64 dentry, __u64 mnt, __u32 generation)
+static __always_inline __u64 stamp_of(struct dentry *dentry, struct vfsmount *mnt, __u32 generation)
 {
 	__u64 digest = mix(hash_key[0], (__u64)generation << 32 | present_epoch());
 
-	digest = mix(digest, parent_of(dentry));
-	digest = mix(digest, name_of(dentry));
-	return mix(digest, event_of(mnt)) ?: 1;
+	/* Of two pointers the verifier lets us take the difference, and only that, as a number. */
+	digest = mix(digest, (__u64)dentry->d_parent - (__u64)dentry);
+	digest = mix(digest, (__u64)dentry->d_name.len << 32 | dentry->d_name.hash);
+	return mix(digest, BPF_CORE_READ(mount_of(mnt), mnt_ns, event)) ?: 1;
 }
 
 static __always_inline int is_place(const struct place *place, __u64 dentry, __u64 mnt, __u64 stamp)
@@ -335,7 +319,7 @@ static __always_inline int is_place(const struct place *place, __u64 dentry, __u
 
 static __always_inline const struct inode_sets *named_inode(const struct inode *inode, __u32 copy)
 {
-	struct inode_key key = inode_key_of(inode);
+	struct inode_key key = {.ino = inode->i_ino, .dev = inode->i_sb->s_dev};
 	void *table = bpf_map_lookup_elem(&inodes, &copy);
 
 	return table ? bpf_map_lookup_elem(table, &key) : NULL;
@@ -347,24 +331,28 @@ static __always_inline const struct inode_sets *named_inode(const struct inode *
  */
 static __always_inline struct subject *subject_of(struct task_struct *task, __u32 generation, struct lookup *lookup)
 {
-	struct mm_struct *mm = BPF_CORE_READ(task, mm);
-	struct file *exe = mm ? BPF_CORE_READ(mm, exe_file) : NULL;
+	struct mm_struct *mm = task->mm;
+	struct file *exe = mm ? mm->exe_file : NULL;
 	const struct inode_sets *named;
+	struct vfsmount *mnt;
+	struct dentry *dentry;
 	struct subject *kept;
 	__u64 stamp;
 
 	lookup->set = ANY_CLASS;
 	if (!exe)
 		return NULL;
-	lookup->dentry = (__u64)BPF_CORE_READ(exe, f_path.dentry);
-	lookup->mnt = (__u64)BPF_CORE_READ(exe, f_path.mnt);
-	lookup->space = SPACE_SOURCE;
-	stamp = stamp_of(lookup->dentry, lookup->mnt, generation);
+	dentry = exe->f_path.dentry;
+	mnt = exe->f_path.mnt;
+	stamp = stamp_of(dentry, mnt, generation);
 	kept = bpf_task_storage_get(&subjects, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (kept && is_place(&kept->at, lookup->dentry, lookup->mnt, stamp)) {
+	if (kept && is_place(&kept->at, (__u64)dentry, (__u64)mnt, stamp)) {
 		lookup->set = kept->class;
 		return kept;
 	}
+	lookup->dentry = (__u64)dentry;
+	lookup->mnt = (__u64)mnt;
+	lookup->space = SPACE_SOURCE;
 	path_sets(lookup);
 	if (!kept)
 		return NULL;
@@ -372,14 +360,14 @@ static __always_inline struct subject *subject_of(struct task_struct *task, __u3
 	kept->class = lookup->set;
 	kept->alias = ANY_CLASS;
 	if (lookup->set == ANY_CLASS) {
-		named = named_inode(BPF_CORE_READ(exe, f_inode), lookup->copy);
+		named = named_inode(exe->f_inode, lookup->copy);
 		kept->alias = lookup->home ?: named ? named->class : ANY_CLASS;
 	}
 	kept->hash = lookup->sum;
 	kept->generation = generation;
-	kept->at.dentry = lookup->dentry;
-	kept->at.mnt = lookup->mnt;
-	if (stamp == stamp_of(lookup->dentry, lookup->mnt, generation))
+	kept->at.dentry = (__u64)dentry;
+	kept->at.mnt = (__u64)mnt;
+	if (stamp == stamp_of(dentry, mnt, generation))
 		kept->at.stamp = stamp;
 	return kept;
 }
@@ -487,6 +475,8 @@ __noinline int tell(const struct telling *told)
 
 #define REQUEST_RULES_ONLY 1 /* postures and allow-lists do not apply */
 #define REQUEST_BELOW 2	     /* it is about all that is in a directory, too */
+#define REQUEST_LISTS 4	     /* there are allow-lists */
+#define REQUEST_INODES 8     /* there are files known by inode */
 
 /* One operation on one path. */
 struct request {
@@ -499,7 +489,7 @@ struct request {
 	__u32 class;
 	__u32 alias; /* further classes of the actor, which only refuse; ANY_CLASS for none */
 	__u32 extra;
-	__u32 pad;
+	__u32 named; /* set of the inode, as far as a rule names it */
 };
 
 /* An outcome as one number, for functions that are verified for themselves; the greater is the stricter. */
@@ -551,16 +541,10 @@ __noinline __u64 weigh_set(const struct request *request, __u32 set)
 /* The strictest outcome of all that the path is. Verified for itself. */
 __noinline __u64 weigh_request(const struct request *request)
 {
-	const struct inode_sets *named;
-	struct dentry *dentry;
-	struct inode *inode;
-	struct outcome outcome;
 	__u64 found, other;
 
 	if (!request)
 		return 0;
-	dentry = (void *)request->at.dentry;
-	inode = BPF_CORE_READ(dentry, d_inode);
 	found = weigh_set(request, request->at.set);
 	if (request->at.home != request->at.set) {
 		other = weigh_set(request, request->at.home);
@@ -572,17 +556,15 @@ __noinline __u64 weigh_request(const struct request *request)
 		if (is_stricter(unpacked(other), found))
 			found = other;
 	}
-	named = inode ? named_inode(inode, request->at.copy) : NULL;
-	if (named && named->set[request->at.space & 1] != request->at.set) {
-		other = weigh_set(request, named->set[request->at.space & 1]);
+	if (request->named != request->at.set) {
+		other = weigh_set(request, request->named);
 		if (is_stricter(unpacked(other), found))
 			found = other;
 	}
-	outcome = unpacked(found);
-	if (outcome.verdict == VERDICT_NONE && !(request->flags & REQUEST_RULES_ONLY) &&
+	if (!(found >> 40) && request->flags & REQUEST_LISTS && !(request->flags & REQUEST_RULES_ONLY) &&
 	    !(request->at.space == SPACE_FILE && is_nameless(request->at.mnt)))
-		outcome = outcome_of(request->at.copy, POSTURE_OF(request->at.space), request->class, 0);
-	return packed(outcome);
+		found = packed(outcome_of(request->at.copy, POSTURE_OF(request->at.space), request->class, 0));
+	return found;
 }
 
 /* Verified for itself. */
@@ -635,7 +617,8 @@ static __always_inline struct subject *start_request(struct request *request, in
 		return NULL;
 	count(COUNT_DECISIONS);
 	request->generation = head->generation;
-	if (BPF_CORE_READ(task, signal, tty))
+	request->flags |= (head->has_lists ? REQUEST_LISTS : 0) | (head->has_inodes ? REQUEST_INODES : 0);
+	if (task->signal->tty)
 		request->condition |= CONDITION_TTY;
 	subject = subject_of(task, request->generation, &request->at);
 	request->class = request->at.set;
@@ -650,7 +633,7 @@ static __always_inline __u32 owner_condition(struct inode *inode)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 
-	return BPF_CORE_READ(inode, i_uid.val) == BPF_CORE_READ(task, cred, fsuid.val) ? CONDITION_OWNER : 0;
+	return inode->i_uid.val == task->cred->fsuid.val ? CONDITION_OWNER : 0;
 }
 
 /* Whether the sets for this place are known. */
@@ -687,26 +670,38 @@ static __always_inline void remember(struct located *kept, const struct lookup *
 	bpf_spin_unlock(&kept->lock);
 }
 
-/* Fills the sets of the file ``inode`` at its path, from the cache if it is there. */
-static __always_inline void locate(struct request *request, struct inode *inode)
+static __always_inline __u32 named_set(const struct request *request, const struct inode *inode)
+{
+	const struct inode_sets *named = request->flags & REQUEST_INODES ? named_inode(inode, request->at.copy) : NULL;
+
+	if (!named)
+		return NO_SET;
+	return request->at.space == SPACE_PROCESS ? named->set[ENTITY_PROCESS] : named->set[ENTITY_FILE];
+}
+
+/* Fills all that tables say of the file ``inode`` at ``path``, from the cache if it is there. */
+static __always_inline void locate(struct request *request, const struct path *path, struct inode *inode, __u32 entity)
 {
 	struct located *kept = bpf_inode_storage_get(&locations, inode, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct dentry *dentry = path->dentry;
+	struct vfsmount *mnt = path->mnt;
 	struct lookup *at = &request->at;
-	__u64 stamp = stamp_of(at->dentry, at->mnt, request->generation);
+	__u64 stamp = stamp_of(dentry, mnt, request->generation);
 
+	at->dentry = (__u64)dentry;
+	at->mnt = (__u64)mnt;
+	at->space = entity;
+	request->named = named_set(request, inode);
 	if (recall(kept, at, stamp))
 		return;
 	path_sets(at);
 	/* If something moved meanwhile, the decision may be of before or after, but it is not kept. */
-	if (stamp == stamp_of(at->dentry, at->mnt, request->generation))
+	if (stamp == stamp_of(dentry, mnt, request->generation))
 		remember(kept, at, stamp);
 }
 
-/*
- * Decides an operation on a file that is there. Returns 0 or -EPERM. The numbers are read, not followed: to functions that are
- * verified for themselves only plain numbers can be handed.
- */
-static __always_inline int enforce(__u32 entity, __u32 operation, struct path *path, struct inode *inode, __u32 condition)
+/* Decides an operation on a file that is there. Returns 0 or -EPERM. */
+static __always_inline int enforce(__u32 entity, __u32 operation, const struct path *path, struct inode *inode, __u32 condition)
 {
 	struct request request = {.operation = operation, .condition = condition | owner_condition(inode)};
 	int going;
@@ -714,23 +709,39 @@ static __always_inline int enforce(__u32 entity, __u32 operation, struct path *p
 	start_request(&request, &going);
 	if (!going)
 		return 0;
-	request.at.dentry = (__u64)BPF_CORE_READ(path, dentry);
-	request.at.mnt = (__u64)BPF_CORE_READ(path, mnt);
-	request.at.space = entity;
-	locate(&request, inode);
+	locate(&request, path, inode, entity);
 	return decide(&request);
+}
+
+/* Functions of their own, like those above, for what is told of a dentry that is only a number. */
+__noinline __u32 named_set_of(__u64 dentry, __u32 copy)
+{
+	struct dentry *at = (void *)dentry;
+	struct inode *inode = BPF_CORE_READ(at, d_inode);
+	struct inode_key key = inode_key_of(inode);
+	void *table = bpf_map_lookup_elem(&inodes, &copy);
+	const struct inode_sets *sets = table && inode ? bpf_map_lookup_elem(table, &key) : NULL;
+
+	return sets ? sets->set[ENTITY_FILE] : NO_SET;
+}
+
+/* What is not there yet will belong to who makes it. */
+__noinline __u32 owner_of_name(__u64 dentry)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct dentry *at = (void *)dentry;
+	struct inode *inode = BPF_CORE_READ(at, d_inode);
+
+	return !inode || BPF_CORE_READ(inode, i_uid.val) == task->cred->fsuid.val ? CONDITION_OWNER : 0;
 }
 
 /* Decides an operation on a name, under which nothing need be yet; ``mnt`` 0: not known. Returns whether not. Verified for itself. */
 __noinline int refuses_name(__u32 operation, __u64 dentry, __u64 mnt, __u32 flags)
 {
 	struct request request = {.operation = operation, .condition = CONDITION_WRITE, .flags = flags};
-	struct dentry *named = (void *)dentry;
-	struct inode *inode = BPF_CORE_READ(named, d_inode);
 	int going;
 
-	/* What is not there yet will belong to who makes it. */
-	request.condition |= inode ? owner_condition(inode) : CONDITION_OWNER;
+	request.condition |= owner_of_name(dentry);
 	start_request(&request, &going);
 	if (!going)
 		return 0;
@@ -738,6 +749,8 @@ __noinline int refuses_name(__u32 operation, __u64 dentry, __u64 mnt, __u32 flag
 	request.at.mnt = mnt;
 	request.at.space = SPACE_FILE;
 	path_sets(&request.at);
+	if (request.flags & REQUEST_INODES)
+		request.named = named_set_of(dentry, request.at.copy);
 	return decide(&request);
 }
 

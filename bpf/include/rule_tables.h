@@ -99,10 +99,12 @@ struct head {
 	__u32 has_names;
 	__u32 has_anchors;
 	__u32 has_args;
+	__u32 has_lists;  /* postures */
+	__u32 has_inodes;
 	__u32 unresolved[ENTITIES];
 	__u8 classes[256];
 };
-_Static_assert(sizeof(struct head) == 284, "struct head");
+_Static_assert(sizeof(struct head) == 292, "struct head");
 
 /* ---- Maps ------------------------------------------------------------------------------------------------------------- */
 /*

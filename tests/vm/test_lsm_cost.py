@@ -90,6 +90,6 @@ def test_cost_does_not_grow_with_the_number_of_rules(guard: Guard) -> None:
     guard.hold(file("/srv/cost/*/secret*"), file("/srv/**/*.key"), process("/usr/bin/base64"))
     _measure(guard, "two globs")
 
-    assert none["open"] < empty["open"] < one["open"]
+    assert none["open"] < empty["open"]  # else nothing was measured
     for what in one:
         assert many[what] <= 1.2 * one[what], what

@@ -25,7 +25,7 @@ ENTITIES: Final = (Entity.PROCESS, Entity.FILE)  # enum entity
 _VERDICTS: Final = {Verdict.ALLOW: 1, Verdict.AUDIT: 2, Verdict.BLOCK: 3}  # enum verdict; 0: nothing fired or granted
 _OUTCOME: Final = struct.Struct("=BBxxI")
 _NODE: Final = struct.Struct("=10I")
-_HEAD: Final = struct.Struct("=IIIIIII256s")
+_HEAD: Final = struct.Struct("=9I256s")
 _PAIR: Final = struct.Struct("=II")
 _TRIPLE: Final = struct.Struct("=III")
 _INODE: Final = struct.Struct("=QI4x")
@@ -81,9 +81,9 @@ def lay_out(
         inode_of: Tells which file a path leads to now.
     """
     rows, records = _rows(program)
-    anchors = dict(_anchors(program, hasher, inode_of))
+    anchors, inodes = dict(_anchors(program, hasher, inode_of)), dict(_inodes(program, inode_of))
     return {
-        "heads": {_U32.pack(0): _head(program, generation, has_anchors=bool(anchors))},
+        "heads": {_U32.pack(0): _head(program, generation, has_anchors=bool(anchors), has_inodes=bool(inodes))},
         "nodes": _nodes(program, hasher),
         "anchors": anchors,
         "args": dict(_args(program, hasher)),
@@ -92,7 +92,7 @@ def lay_out(
         "unions": {_TRIPLE.pack(*key): _U32.pack(number) for key, number in program.unions.items()},
         "rows": rows,
         "records": records,
-        "inodes": dict(_inodes(program, inode_of)),
+        "inodes": inodes,
     }
 
 
@@ -101,13 +101,15 @@ def rule_at(program: Program, number: int) -> int | None:
     return number - 1 if 0 < number <= len(program.rules) else None
 
 
-def _head(program: Program, generation: int, *, has_anchors: bool) -> bytes:
+def _head(program: Program, generation: int, *, has_anchors: bool, has_inodes: bool) -> bytes:
     return _HEAD.pack(
         generation,
         program.globs is not None,
         bool(program.names),
         has_anchors,
         bool(program.arguments),
+        bool(program.postures),
+        has_inodes,
         *(program.unresolved[entity] for entity in ENTITIES),
         program.globs.classes if program.globs else bytes(256),
     )
