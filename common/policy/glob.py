@@ -14,7 +14,7 @@ from typing import Final
 
 from garrison.common import limits
 
-__all__ = ["GlobError", "can_match", "check_glob", "expand_braces", "glob_matches", "literal_prefix"]
+__all__ = ["GlobError", "bytewise", "can_match", "check_glob", "expand_braces", "glob_matches", "literal_prefix"]
 
 _SPECIAL: Final = "*?[{\\"
 
@@ -46,7 +46,7 @@ def can_match(pattern: str) -> bool:
 
 def glob_matches(pattern: str, path: str) -> bool:
     """Return whether the whole ``path`` matches ``pattern``."""
-    raw = _bytewise(path)
+    raw = bytewise(path)
     return any(_compile(part).fullmatch(raw) for part in expand_braces(pattern))
 
 
@@ -103,14 +103,14 @@ def _first_brace(pattern: str) -> int:
     return -1
 
 
-def _bytewise(text: str) -> str:
-    # One character a byte: a path is bytes to the kernel, and what is matched here is matched there.
+def bytewise(text: str) -> str:
+    """Return ``text`` with one character a byte: a path is bytes to the kernel, and what is matched here is matched there."""
     return text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 @lru_cache(maxsize=4096)
 def _compile(glob: str) -> re.Pattern[str]:
-    pattern = _bytewise(glob)
+    pattern = bytewise(glob)
     out, i = list[str](), 0
     while i < len(pattern):
         char = pattern[i]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -235,7 +234,7 @@ def _remove_cgroup(path: Path) -> None:
 
 
 def _binds() -> list[str]:
-    """Folders that a host needs and that an overlay on / does not show, being other file systems."""
+    """Folders that a host needs and would not see: on another file system than /, or where a host mounts its own."""
     root = Path("/").stat().st_dev
     wanted = {str(CHECKOUT), sys.prefix, sys.base_prefix}
-    return sorted(p for p in wanted if Path(p).stat().st_dev != root and shutil.which("mount"))
+    return sorted(p for p in wanted if Path(p).stat().st_dev != root or p.startswith(("/tmp/", "/run/")))

@@ -36,6 +36,10 @@ _log = logging.getLogger(__name__)
 Build = Callable[[Emit, Path, Path | None], Enforcer]
 
 
+def _bpf_lsm(emit: Emit, _: Path, __: Path | None) -> Enforcer:
+    return _load("garrison.minion.enforcers.bpf_lsm.enforcer", "BpfLsmEnforcer")(emit)
+
+
 def _fanotify(emit: Emit, runtime_dir: Path, _: Path | None) -> Enforcer:
     return _load("garrison.minion.enforcers.fanotify", "FanotifyEnforcer")(emit, runtime_dir=runtime_dir)
 
@@ -48,7 +52,12 @@ def _audit(emit: Emit, _: Path, __: Path | None) -> Enforcer:
     return _load("garrison.minion.enforcers.audit", "AuditEnforcer")(emit)
 
 
-_BUILD: Final[Mapping[str, Build]] = {"fanotify": _fanotify, "cgroup_net": _cgroup_net, "audit": _audit}
+_BUILD: Final[Mapping[str, Build]] = {
+    "bpf_lsm": _bpf_lsm,
+    "fanotify": _fanotify,
+    "cgroup_net": _cgroup_net,
+    "audit": _audit,
+}
 
 
 def _load(module: str, name: str) -> Callable[..., Enforcer]:
@@ -64,7 +73,7 @@ def default_backends(emit: Emit, *, runtime_dir: Path, cgroup: Path | None, name
         emit: Takes their events.
         runtime_dir: For sockets and scratch files.
         cgroup: Directory whose processes obey network rules; the mount's root when ``None``.
-        names: Out of ``fanotify``, ``cgroup_net``, ``audit``.
+        names: Out of ``bpf_lsm``, ``fanotify``, ``cgroup_net``, ``audit``.
     """
     return [_BUILD[name](emit, runtime_dir, cgroup) for name in names]
 

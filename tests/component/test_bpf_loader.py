@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from garrison.bpf.loader import NOEXIST, BpfMap, MapType, Object, enabled_stats, object_path, open_pinned_map
+from garrison.bpf.pathhash import PathHasher
 from garrison.bpf.ring import RingReader
 from garrison.common.errors import CompileError, KernelError
-from garrison.minion.enforcers.cgroup_net.pathhash import PathHasher
 
 pytestmark = pytest.mark.root
 

@@ -1,4 +1,4 @@
-"""Process and file rules held by LSM programs in the kernel, which go on holding them when the agent is gone.
+"""Rules held by LSM programs in the kernel, which go on holding them when the agent is gone.
 
 Rules of this file:
 - Programs and maps are pinned. An agent that starts finds them and takes over; nothing is detached in between.
@@ -31,10 +31,10 @@ from garrison.minion.enforcers.base import Emit, Enforcer, EnforcerStatus, Probe
 from garrison.minion.enforcers.bpf_lsm.events import COUNTERS, TAMPER_BYTES, alert, decode_decision, decode_tamper, tamper_event
 from garrison.minion.enforcers.bpf_lsm.inodes import Inodes
 from garrison.minion.enforcers.bpf_lsm.layout import TABLES, Tables, TableType, lay_out
-from garrison.minion.enforcers.bpf_lsm.objects import OBJECTS
 from garrison.minion.enforcers.bpf_lsm.pins import OUR_TABLE, Pins, remove
 from garrison.minion.enforcers.bpf_lsm.program import compile_program
 from garrison.minion.enforcers.bpf_lsm.report import BACKEND, report_rules
+from garrison.minion.enforcers.bpf_lsm.subject_events import SUBJECT_COUNTERS, SUBJECT_RECORD_BYTES, decode_subject
 
 __all__ = ["PINS", "BpfLsmEnforcer", "Tamper"]
 
@@ -59,7 +59,7 @@ class Tamper(IntEnum):
 
 
 class BpfLsmEnforcer(Enforcer):
-    """Holds process and file rules for the whole machine.
+    """Holds process, file, network and capability rules for the whole machine.
 
     Args:
         emit: Takes alerts.
@@ -96,11 +96,11 @@ class BpfLsmEnforcer(Enforcer):
         return self._probe
 
     def compile(self, rules: RuleSet) -> tuple[RuleReport, ...]:
-        """Return what becomes of each process and file rule."""
+        """Return what becomes of each rule that it knows."""
         return report_rules(rules)
 
     def apply(self, rules: RuleSet) -> tuple[RuleReport, ...]:
-        """Enforce the process and file rules of ``rules`` from the next operation on."""
+        """Enforce ``rules`` from the next operation on."""
         if not (probe := self.probe()).ok:
             raise BackendUnsupportedError(f"{BACKEND} cannot be used: {probe.reason}")
         program = compile_program(rules)
@@ -205,11 +205,12 @@ class BpfLsmEnforcer(Enforcer):
             self._maps["agent"].update(_ZERO, held[:12] + bytes(4))
 
     def _note_agent(self) -> None:
-        with Object(object_path(OBJECTS[0])) as noting:
-            noting.autoload(["note_agent"])
-            noting.reuse_map("agent", self._maps["agent"])
-            noting.load()
-            noting.programs["note_agent"].run()
+        for name, program, held in (("enforce_exec", "note_agent", "agent"), ("enforce_capabilities", "note_exempt", "exempt")):
+            with Object(object_path(name)) as noting:
+                noting.autoload([program])
+                noting.reuse_map(held, self._maps[held])
+                noting.load()
+                noting.programs[program].run()
 
     # ---- tables ----------------------------------------------------------------------------------------------------------
     def _held_hasher(self) -> PathHasher:
@@ -247,6 +248,8 @@ class BpfLsmEnforcer(Enforcer):
         total: Counter[str] = Counter()
         for index, name in enumerate(COUNTERS):
             total[name] = self._maps["counters"].lookup_sum(_U32.pack(index))
+        for index, name in enumerate(SUBJECT_COUNTERS):
+            total[name] = self._maps["subject_counters"].lookup_sum(_U32.pack(index))
         for key in list(self._maps["lost"].keys()):
             generation, number = _LOST_KEY.unpack(key)
             rule = self._rule(generation, number)
@@ -264,7 +267,7 @@ class BpfLsmEnforcer(Enforcer):
             attempt = decode_tamper(raw)
             self._emit(tamper_event(attempt, self._cgroup(attempt.actor.cgroup_id)))
             return
-        record = decode_decision(raw)
+        record = decode_subject(raw) if len(raw) == SUBJECT_RECORD_BYTES else decode_decision(raw)
         rule = self._rule(record.generation, record.rule)
         if rule is None:
             self._unknown += 1

@@ -16,6 +16,7 @@ from garrison.minion.enforcers.bpf_lsm.report import BACKEND
 __all__ = [
     "COUNTERS",
     "TAMPER_BYTES",
+    "VERDICTS",
     "DecisionRecord",
     "TamperRecord",
     "alert",
@@ -41,7 +42,7 @@ _OPERATIONS: Final = (
     "exec",
 )
 _EXEC_KILLED: Final = 11
-_VERDICTS: Final = (Verdict.ALLOW, Verdict.ALLOW, Verdict.AUDIT, Verdict.BLOCK)  # enum verdict
+VERDICTS: Final = (Verdict.ALLOW, Verdict.ALLOW, Verdict.AUDIT, Verdict.BLOCK)  # enum verdict
 _NAMES: Final = 1024 + 256
 _FIXED: Final = struct.Struct(f"={ACTOR_BYTES}sIIBBxxIIii4xQI4x")
 _RECORD_BYTES: Final = _FIXED.size + 2 * _NAMES
@@ -72,7 +73,8 @@ class DecisionRecord(NamedTuple):
     path: str
     inode: int
     device: int
-    killed: bool  # it could not be refused any more: the program was ended before its first instruction
+    killed: bool = False  # it could not be refused any more: the program was ended before its first instruction
+    repeats: int = 0  # like operations that were only counted since the last record
 
 
 def decode_decision(raw: bytes) -> DecisionRecord:
@@ -84,7 +86,7 @@ def decode_decision(raw: bytes) -> DecisionRecord:
     if len(raw) != _RECORD_BYTES:
         raise FrameError(f"decision of {len(raw)} bytes, {_RECORD_BYTES} expected")
     head, generation, operation, verdict, posture, rule, _, exe_used, path_used, inode, device = _FIXED.unpack_from(raw)
-    if operation >= len(_OPERATIONS) or verdict >= len(_VERDICTS):
+    if operation >= len(_OPERATIONS) or verdict >= len(VERDICTS):
         raise FrameError(f"decision about operation {operation} with verdict {verdict}")
     exe = raw[_FIXED.size : _FIXED.size + _NAMES]
     path = raw[_FIXED.size + _NAMES :]
@@ -92,7 +94,7 @@ def decode_decision(raw: bytes) -> DecisionRecord:
         actor=decode_actor(head),
         generation=generation,
         operation=_OPERATIONS[operation],
-        verdict=_VERDICTS[verdict],
+        verdict=VERDICTS[verdict],
         by_posture=bool(posture),
         rule=rule,
         exe=decode_names(exe, exe_used)[0],
@@ -110,6 +112,7 @@ def alert(record: DecisionRecord, rule: Rule, cgroup: str) -> Event:
         "tags": list(rule.tags),
         "by_posture": record.by_posture or None,
         "inode": record.inode or None,
+        "repeats": record.repeats or None,
     }
     return Event(
         ts=_wall_ns(record.actor.mono_ns),

@@ -17,7 +17,8 @@ import msgspec
 from garrison.bpf.pathhash import PathHasher
 from garrison.common.policy.match import Decision
 from garrison.common.policy.rules import Entity, PathKind, PathTarget, Verdict
-from garrison.minion.enforcers.bpf_lsm.program import Node, PathSets, Program, Record
+from garrison.minion.enforcers.bpf_lsm.program import ANY_CLASS, Node, PathSets, Program, Record
+from garrison.minion.enforcers.bpf_lsm.subjects import SUBJECTS, capability_bits
 
 __all__ = ["ENTITIES", "TABLES", "TableType", "Tables", "lay_out", "rule_at"]
 
@@ -32,7 +33,9 @@ _INODE: Final = struct.Struct("=QI4x")
 _ARG: Final = struct.Struct("=IIQ")
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
+_SUBJECT_HEAD: Final = struct.Struct("=QQII")
 _POSTURE_OF: Final = 0xFFFF_FFFF
+_POSTURES: Final = ENTITIES + SUBJECTS
 
 InodeOf = Callable[[str], tuple[int, int] | None]
 """Path → (device as the kernel numbers it, inode number); ``None`` when nothing is there, or with a final slash no directory."""
@@ -62,6 +65,8 @@ TABLES: Final[Mapping[str, TableType]] = {
     "rows": TableType(True, _PAIR.size, 4),
     "records": TableType(False, 4, 16 * _OUTCOME.size),
     "inodes": TableType(True, _INODE.size, _TRIPLE.size),
+    "subject_heads": TableType(False, 4, _SUBJECT_HEAD.size),
+    "class_capabilities": TableType(True, 4, 8),
 }
 
 
@@ -93,6 +98,7 @@ def lay_out(
         "rows": rows,
         "records": records,
         "inodes": inodes,
+        **_subjects(program, generation),
     }
 
 
@@ -108,7 +114,7 @@ def _head(program: Program, generation: int, *, has_anchors: bool, has_inodes: b
         bool(program.names),
         has_anchors,
         bool(program.arguments),
-        bool(program.postures),
+        any(entity in ENTITIES for entity, _ in program.postures),
         has_inodes,
         *(program.unresolved[entity] for entity in ENTITIES),
         program.globs.classes if program.globs else bytes(256),
@@ -158,7 +164,7 @@ def _rows(program: Program) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
     for (found, class_), record in program.records.items():
         row(found, class_, record)
     for (entity, class_), decision in program.postures.items():
-        row(_POSTURE_OF - ENTITIES.index(entity), class_, (decision,) * 16)
+        row(_POSTURE_OF - _POSTURES.index(entity), class_, (decision,) * 16)
     return rows, _numbered(iter(indexes))
 
 
@@ -203,3 +209,12 @@ def _anchors(program: Program, hasher: PathHasher, inode_of: InodeOf) -> Iterato
         if inode is not None:
             device, number = inode
             yield _INODE.pack(number, device), _U64.pack(hasher.path(path))
+
+
+def _subjects(program: Program, generation: int) -> dict[str, dict[bytes, bytes]]:
+    bits = capability_bits(program.records, program.postures, anyone=ANY_CLASS)
+    network = any(rule.entity is Entity.NETWORK for rule in program.rules)
+    return {
+        "subject_heads": {_U32.pack(0): _SUBJECT_HEAD.pack(bits.all, bits.anyone, generation, network)},
+        "class_capabilities": {_U32.pack(class_): _U64.pack(own) for class_, own in bits.classes.items()},
+    }

@@ -18,7 +18,7 @@ from garrison.bpf.loader import BpfMap, Object, Program, object_path
 
 __all__ = ["OBJECTS", "attachable", "load_all", "version"]
 
-OBJECTS: Final = ("enforce_exec", "enforce_files", "enforce_maps", "watch", "protect")
+OBJECTS: Final = ("enforce_exec", "enforce_files", "enforce_maps", "enforce_network", "enforce_capabilities", "watch", "protect")
 # Programs for hooks that not every kernel has: object -> program -> hook.
 _OPTIONAL: Final[Mapping[str, Mapping[str, str]]] = {"enforce_files": {"guard_ftruncate": "file_truncate"}}
 _ATTACHED: Final = ("guard_", "watch_")  # names of programs that are attached; others are run

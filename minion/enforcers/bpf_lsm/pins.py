@@ -31,6 +31,7 @@ __all__ = ["OUR_TABLE", "PinnedRules", "Pins", "remove"]
 
 _SHARED: Final = (
     *TABLES, "active", "epoch", "agent", "events", "lost", "counters", "subjects", "locations", "secret", "protection", "ours",
+    "exempt", "repeats", "subject_counters",
 )  # fmt: skip
 _ZERO: Final = bytes(4)
 _OURS: Final = struct.Struct("=Q")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import product
+from itertools import chain, product
 from operator import attrgetter
 from typing import Final
 
@@ -26,6 +26,7 @@ from garrison.common.errors import CompileError
 from garrison.common.policy.match import Decision, Operation, makes_list, weigh, weigh_posture
 from garrison.common.policy.rules import Entity, HostScope, PathKind, PathTarget, Rule, RuleSet, Verdict
 from garrison.minion.enforcers.bpf_lsm.dfa import Dfa, build_dfa
+from garrison.minion.enforcers.bpf_lsm.subjects import SUBJECTS, subject_set, subject_sets
 
 __all__ = [
     "ANY_CLASS",
@@ -48,6 +49,7 @@ OWNER, WRITE, TTY, ARGS_LISTED = 1, 2, 4, 8  # bits of a condition
 CONDITIONS: Final = 16
 
 _PATH_ENTITIES: Final = (Entity.PROCESS, Entity.FILE)
+_ENTITIES: Final = _PATH_ENTITIES + SUBJECTS
 _Members = frozenset[int]
 
 Record = tuple[Decision | None, ...]
@@ -107,9 +109,9 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     arguments: dict[int, tuple[str, ...]]
 
     def decide(self, operation: Operation) -> Decision:
-        """Return the decision for an exec or open, by table look-ups alone."""
+        """Return the decision for an operation, by table look-ups alone."""
         entity, class_ = operation.entity, self.class_of(operation.source)
-        found = self.set_of(entity, operation.path)
+        found = subject_set(operation) if entity in SUBJECTS else self.set_of(entity, operation.path)
         record = self.records.get((found, class_)) or self.records.get((found, ANY_CLASS))
         decision = record[self._condition(found, operation)] if record else None
         if decision is not None:
@@ -160,10 +162,11 @@ _PICK: Final[dict[Entity, Callable[[Node], PathSets]]] = {Entity.PROCESS: attrge
 
 
 def compile_program(rules: RuleSet) -> Program:
-    """Return the tables for the process and file rules of ``rules`` that hold for the whole host.
+    """Return the tables for the process, file, network and capability rules of ``rules`` that hold for the whole host.
 
     Raises:
-        CompileError: The tables would take more than ``LSM_NODES_MAX``, ``LSM_RECORDS_MAX`` or ``GLOB_STATES_MAX``.
+        CompileError: The tables would take more than ``LSM_NODES_MAX``, ``LSM_RECORDS_MAX`` or ``GLOB_STATES_MAX``; or a network
+            or capability rule names something else.
     """
     return _Compiler(rules).program()
 
@@ -199,7 +202,7 @@ class _Own:
 
 class _Compiler:
     def __init__(self, rules: RuleSet) -> None:
-        host = [r for r in rules.rules if r.entity in _PATH_ENTITIES and isinstance(r.scope, HostScope)]
+        host = [r for r in rules.rules if r.entity in _ENTITIES and isinstance(r.scope, HostScope)]
         self._rules, self._postures = tuple(host), rules.postures
         sources = sorted({s for r in host for s in r.sources}, key=lambda s: (s.value, s.recursive))
         self._source_numbers = {source: number for number, source in enumerate(sources)}
@@ -332,22 +335,27 @@ class _Compiler:
     def _weigh_records(self) -> dict[tuple[int, int], Record]:
         records: dict[tuple[int, int], Record] = {}
         shared: dict[Record, Record] = {}
+        weighed: dict[tuple[object, ...], Record] = {}
         arguments = self._arguments()
-        for number, members in self._sets.members.items():
+        for number, members in chain(self._sets.members.items(), subject_sets(self._rules)):
             operations = _operations(arguments.get(number, ()))
             for class_, rules in self._by_class([self._rules[n] for n in members]):
                 if len(records) >= limits.LSM_RECORDS_MAX:
                     raise CompileError(
                         f"targets and sources of this node's rules meet in more than {limits.LSM_RECORDS_MAX} ways"
                     )
-                record = tuple(weigh(rules, operation) for operation in operations)
-                records[number, class_] = shared.setdefault(record, record)
+                # Many kinds of socket have the same rules.
+                same = (operations, *(rule.id for rule in rules))
+                if same not in weighed:
+                    record = tuple(weigh(rules, operation) for operation in operations)
+                    weighed[same] = shared.setdefault(record, record)
+                records[number, class_] = weighed[same]
         return records
 
     def _weigh_postures(self) -> dict[tuple[Entity, int], Decision]:
         return {
             (entity, class_): weigh_posture(self._postures, rules, entity)
-            for entity in _PATH_ENTITIES
+            for entity in _ENTITIES
             for class_, rules in self._by_class([rule for _, rule in self._of(entity) if makes_list(rule)])
         }
 

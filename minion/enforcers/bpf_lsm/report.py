@@ -9,12 +9,12 @@ from garrison.common.policy.rules import Entity, HostScope, Mode, Rule, RuleSet,
 
 __all__ = ["BACKEND", "report_rules"]
 
-BACKEND: Final = "bpf-lsm"
-_ENTITIES: Final = (Entity.PROCESS, Entity.FILE)
+BACKEND: Final = "bpf_lsm"
+_ENTITIES: Final = (Entity.PROCESS, Entity.FILE, Entity.NETWORK, Entity.CAPABILITY)
 
 
 def report_rules(rules: RuleSet) -> tuple[RuleReport, ...]:
-    """Return a report for every process and file rule."""
+    """Return a report for every process, file, network and capability rule."""
     return tuple(_report(rule) for rule in rules.rules if rule.entity in _ENTITIES)
 
 

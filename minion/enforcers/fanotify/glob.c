@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A glob as a set of states that advances over the path together: no backtracking, so no pattern is slow on purpose.
- * Works on code points as Python sees them: a byte that is not UTF-8 is the code point 0xdc00 + byte (PEP 383). */
+ * Byte by byte, as everywhere: a path is bytes to the kernel. */
 #include "glob.h"
 
 #include <string.h>
@@ -25,40 +25,6 @@ uint32_t glob_instruction_words(uint32_t word, uint32_t left)
 		return 0;
 	}
 	return words <= left ? words : 0;
-}
-
-/* Returns the length of the well-formed UTF-8 sequence at s, 0 when there is none (Unicode, table 3-7). */
-static uint32_t sequence(const uint8_t *s, uint32_t left)
-{
-	uint32_t len = s[0] < 0x80 ? 1 : s[0] < 0xc2 ? 0 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : s[0] < 0xf5 ? 4 : 0;
-
-	if (len > left)
-		return 0;
-	for (uint32_t i = 1; i < len; i++)
-		if ((s[i] & 0xc0) != 0x80)
-			return 0;
-	if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) || (s[0] == 0xf0 && s[1] < 0x90) ||
-	    (s[0] == 0xf4 && s[1] > 0x8f))
-		return 0;
-	return len;
-}
-
-static uint32_t code_point(const uint8_t *s, uint32_t left, uint32_t *used)
-{
-	*used = sequence(s, left);
-	switch (*used) {
-	case 1:
-		return s[0];
-	case 2:
-		return (s[0] & 0x1fu) << 6 | (s[1] & 0x3fu);
-	case 3:
-		return (s[0] & 0x0fu) << 12 | (s[1] & 0x3fu) << 6 | (s[2] & 0x3fu);
-	case 4:
-		return (s[0] & 0x07u) << 18 | (s[1] & 0x3fu) << 12 | (s[2] & 0x3fu) << 6 | (s[3] & 0x3fu);
-	default:
-		*used = 1;
-		return 0xdc00u + s[0];
-	}
 }
 
 /* Enter a state, and those that follow it without reading anything. Each state is entered once, which bounds the recursion. */
@@ -129,12 +95,12 @@ static void next_round(struct table *t, uint32_t words)
 bool glob_run(struct table *t, const struct glob *g, const char *text, uint32_t len)
 {
 	const uint32_t *program = t->words + g->program;
-	uint32_t count = 0, used;
+	uint32_t count = 0;
 
 	next_round(t, t->glob_words_max);
 	enter(t, program, 0, &count);
-	for (uint32_t i = 0; i < len && count > 0; i += used) {
-		uint32_t c = code_point((const uint8_t *)text + i, len - i, &used), states = count, *swap = t->now;
+	for (uint32_t i = 0; i < len && count > 0; i++) {
+		uint32_t c = (uint8_t)text[i], states = count, *swap = t->now;
 
 		t->now = t->next;
 		t->next = swap;

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from garrison.common.policy.glob import GlobError
+from garrison.common.policy.glob import GlobError, bytewise
 
 __all__ = ["compile_glob"]
 
@@ -19,12 +19,13 @@ def _op(code: int, value: int = 0) -> int:
     return code << 24 | value
 
 
-def compile_glob(pattern: str) -> list[int]:
-    """Return the program for ``pattern``, which has no braces left.
+def compile_glob(glob: str) -> list[int]:
+    """Return the program for ``glob``, which has no braces left.
 
     Raises:
         GlobError: It does not compile.
     """
+    pattern = bytewise(glob)
     out, i = list[int](), 0
     while i < len(pattern):
         if pattern.startswith("/**/", i):

@@ -1,0 +1,141 @@
+"""Network and capability rules in the tables of the kernel enforcer: what is no path has a number of its own instead.
+
+Rules of this file:
+- Pure. A kind of socket is the set of names that it answers to (``protocols.socket_names``), a capability is its number. Each is
+  a set number in the same tables as the sets of paths, so one weighing serves all.
+- A set that no rule names has no record: the posture decides, as it does for paths.
+- Local sockets answer to no name and never come here.
+Owns: these numbers, and which capabilities the kernel must look at. Does not own: classes and weighing (``program``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Final, NamedTuple
+
+from garrison.common.errors import CompileError
+from garrison.common.policy.match import Decision, Operation
+from garrison.common.policy.models import CAPABILITIES, PROTOCOLS
+from garrison.common.policy.protocols import socket_names
+from garrison.common.policy.rules import Entity, Other, Protocol, Rule, Verdict
+
+__all__ = ["SUBJECTS", "CapabilityBits", "capability_bits", "capability_set", "socket_set", "subject_set", "subject_sets"]
+
+SUBJECTS: Final = (Entity.NETWORK, Entity.CAPABILITY)
+# Bits above every number that a set of paths can have; NETWORK_SETS and CAPABILITY_SETS of subject_rules.h.
+_NETWORK: Final = 1 << 30
+_CAPABILITY: Final = 1 << 29
+# One of each that ``socket_names`` tells apart: INET, packet, SMC and other families; every type; protocols with a name and one
+# without.
+_FAMILIES: Final = (2, 17, 43, 40)
+_TYPES: Final = range(16)
+_PROTOCOLS: Final = (0, 1, 6, 17, 58, 132, 136, 262, 255)
+
+
+class CapabilityBits(NamedTuple):
+    """Which capabilities must be looked at: bit n for capability n, set where some condition leads to an audit or a block.
+
+    Attributes:
+        anyone: For programs whose class is not in ``classes``.
+        classes: Class → bits, where they differ from ``anyone``.
+    """
+
+    anyone: int
+    classes: dict[int, int]
+
+    @property
+    def all(self) -> int:
+        """Bits of every class together."""
+        bits = self.anyone
+        for more in self.classes.values():
+            bits |= more
+        return bits
+
+
+def socket_set(names: frozenset[str]) -> int:
+    """Return the number of the sockets that answer to ``names``."""
+    return _NETWORK | sum(1 << PROTOCOLS.index(name) for name in names)
+
+
+def capability_set(name: str) -> int:
+    """Return the number of a capability."""
+    return _CAPABILITY | CAPABILITIES.index(name)
+
+
+def subject_set(operation: Operation) -> int:
+    """Return the set that names what a network or capability operation is about."""
+    return socket_set(operation.protocols) if operation.entity is Entity.NETWORK else capability_set(operation.name)
+
+
+def subject_sets(rules: Sequence[Rule]) -> Iterator[tuple[int, frozenset[int]]]:
+    """Yield set number and indexes of the rules that name it, for each set that some rule names.
+
+    Raises:
+        CompileError: A network rule names no protocol, or a capability rule no capability of Linux.
+    """
+    named: dict[tuple[Entity, str], set[int]] = {}
+    for index, rule in enumerate(rules):
+        if rule.entity in SUBJECTS:
+            for name in _names(rule):
+                named.setdefault((rule.entity, name), set()).add(index)
+    for names in _SOCKETS:
+        members = frozenset[int]().union(*(named.get((Entity.NETWORK, name), ()) for name in names))
+        if members:
+            yield socket_set(names), members
+    for name in CAPABILITIES:
+        if members := frozenset(named.get((Entity.CAPABILITY, name), ())):
+            yield capability_set(name), members
+
+
+def capability_bits(
+    records: Mapping[tuple[int, int], Sequence[Decision | None]], postures: Mapping[tuple[Entity, int], Decision], *, anyone: int
+) -> CapabilityBits:
+    """Return the capabilities that the kernel must look at.
+
+    Args:
+        records: (set, class) → outcome by condition.
+        postures: (entity, class) → outcome where no rule spoke.
+        anyone: The class whose entries stand for classes without one.
+    """
+    by_class: dict[int, set[int]] = {anyone: set()}
+    for found, class_ in records:
+        if found & _CAPABILITY:
+            by_class.setdefault(class_, set()).add(found)
+    for entity, class_ in postures:
+        if entity is Entity.CAPABILITY:
+            by_class.setdefault(class_, set())
+
+    def bits(class_: int) -> int:
+        posture = postures.get((Entity.CAPABILITY, class_)) or postures.get((Entity.CAPABILITY, anyone))
+        seen = 0
+        for number in range(len(CAPABILITIES)):
+            found = _CAPABILITY | number
+            record = records.get((found, class_)) or records.get((found, anyone)) or (None,)
+            seen |= any(_is_seen(decision or posture) for decision in record) << number
+        return seen
+
+    everyone = bits(anyone)
+    return CapabilityBits(everyone, {c: own for c in sorted(by_class) if c != anyone and (own := bits(c)) != everyone})
+
+
+def _is_seen(decision: Decision | None) -> bool:
+    return decision is not None and decision.verdict is not Verdict.ALLOW
+
+
+def _names(rule: Rule) -> tuple[str, ...]:
+    match rule.target:
+        case Protocol(name) if rule.entity is Entity.NETWORK and name in PROTOCOLS:
+            return (name,)
+        case Other(value) if rule.entity is Entity.CAPABILITY and all(name in CAPABILITIES for name in value.split(",")):
+            return tuple(value.split(","))
+        case _:
+            raise CompileError(f"rule {rule.id}: a {rule.entity} rule cannot name {rule.target!r}")
+
+
+def _socket_kinds() -> Iterator[frozenset[str]]:
+    for family, kind, protocol in product(_FAMILIES, _TYPES, _PROTOCOLS):
+        yield socket_names(family, kind, protocol)
+
+
+_SOCKETS: Final = tuple(sorted(set(_socket_kinds()), key=socket_set))
