@@ -223,16 +223,18 @@ static __always_inline int is_nameless(__u64 mnt)
 }
 
 /* Functions of their own, verified for themselves, so that their keys are not on the stack when paths are walked. */
-__noinline __u32 union_of(__u32 copy, __u32 tree, __u32 glob, __u32 name, __u32 unresolved)
+__noinline __u32 union_of(__u32 copy, __u32 tree, __u32 glob, __u32 name, __u32 entity)
 {
 	struct union_key key = {.tree = tree, .glob = glob, .name = name};
 	void *table = bpf_map_lookup_elem(&unions, &copy);
 	const __u32 *found = table ? bpf_map_lookup_elem(table, &key) : NULL;
+	const struct head *head;
 
 	if (found)
 		return *found;
 	count(COUNT_TABLE);
-	return unresolved;
+	head = head_of(copy);
+	return head ? head->unresolved[entity & 1] : NO_SET;
 }
 
 __noinline __u32 name_set(__u32 copy, __u64 last)
@@ -257,7 +259,7 @@ __noinline __u32 glob_set(__u32 copy, __u32 accept, __u32 entity)
  */
 __noinline int path_sets(struct lookup *lookup)
 {
-	__u32 glob = NO_SET, name = NO_SET, copy, space, unresolved;
+	__u32 glob = NO_SET, name = NO_SET, copy, space;
 	const struct head *head;
 	int accept = 0;
 
@@ -269,10 +271,9 @@ __noinline int path_sets(struct lookup *lookup)
 	if (!head)
 		return 0;
 	count(COUNT_WALKS);
-	unresolved = space == SPACE_SOURCE ? UNKNOWN_CLASS : head->unresolved[space & 1];
 	if (tree_sets(lookup) < 0 || (head->has_globs && space != SPACE_SOURCE && lookup->mnt &&
 				      (accept = glob_accept(lookup->dentry, lookup->mnt, copy)) < 0)) {
-		lookup->set = lookup->home = unresolved;
+		lookup->set = lookup->home = space == SPACE_SOURCE ? UNKNOWN_CLASS : head->unresolved[space & 1];
 		lookup->sum = lookup->below = 0;
 		/* No name leads there, so no rule about a name can mean it. As a program it is one that no rule can tell. */
 		if (space == SPACE_FILE && is_nameless(lookup->mnt))
@@ -286,8 +287,8 @@ __noinline int path_sets(struct lookup *lookup)
 	if (accept)
 		glob = glob_set(copy, accept, space);
 	if (glob || name) {
-		lookup->home = union_of(copy, lookup->home, glob, name, unresolved);
-		lookup->set = union_of(copy, lookup->set, glob, name, unresolved);
+		lookup->home = union_of(copy, lookup->home, glob, name, space);
+		lookup->set = union_of(copy, lookup->set, glob, name, space);
 	}
 	return 0;
 }
