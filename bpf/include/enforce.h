@@ -261,7 +261,7 @@ __noinline int path_sets(struct lookup *lookup)
 {
 	__u32 glob = NO_SET, name = NO_SET, copy, space;
 	const struct head *head;
-	int accept = 0;
+	int accept = 0, known;
 
 	if (!lookup)
 		return 0;
@@ -271,8 +271,11 @@ __noinline int path_sets(struct lookup *lookup)
 	if (!head)
 		return 0;
 	count(COUNT_WALKS);
-	if (tree_sets(lookup) < 0 || (head->has_globs && space != SPACE_SOURCE && lookup->mnt &&
-				      (accept = glob_accept(lookup->dentry, lookup->mnt, copy)) < 0)) {
+	/* Again before it is given up: a directory on the way may just have been renamed. */
+	known = tree_sets(lookup) >= 0 || tree_sets(lookup) >= 0;
+	if (known && head->has_globs && space != SPACE_SOURCE && lookup->mnt)
+		accept = glob_accept(lookup->dentry, lookup->mnt, copy);
+	if (!known || accept < 0) {
 		lookup->set = lookup->home = space == SPACE_SOURCE ? UNKNOWN_CLASS : head->unresolved[space & 1];
 		lookup->sum = lookup->below = 0;
 		/* No name leads there, so no rule about a name can mean it. As a program it is one that no rule can tell. */
