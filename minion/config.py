@@ -46,7 +46,12 @@ class MinionSettings(DaemonSettings):
     join: Path | None = None
     node: str = ""
     cgroup: Path | None = None
-    backends: tuple[Literal["fanotify", "cgroup_net", "audit"], ...] = ("fanotify", "cgroup_net", "audit")
+    backends: tuple[Literal["fanotify", "cgroup_net", "syscalls", "audit"], ...] = (
+        "fanotify",
+        "cgroup_net",
+        "syscalls",
+        "audit",
+    )
     resource_interval_s: Annotated[float, Field(ge=1, le=86_400)] = 30.0
     self_interval_s: Annotated[float, Field(ge=1, le=86_400)] = 60.0
     shell_scope: Literal["login", "all"] = "login"

@@ -48,7 +48,11 @@ def _audit(emit: Emit, _: Path, __: Path | None) -> Enforcer:
     return _load("garrison.minion.enforcers.audit", "AuditEnforcer")(emit)
 
 
-_BUILD: Final[Mapping[str, Build]] = {"fanotify": _fanotify, "cgroup_net": _cgroup_net, "audit": _audit}
+def _syscalls(emit: Emit, _: Path, __: Path | None) -> Enforcer:
+    return _load("garrison.minion.enforcers.syscalls", "SyscallsEnforcer")(emit)
+
+
+_BUILD: Final[Mapping[str, Build]] = {"fanotify": _fanotify, "cgroup_net": _cgroup_net, "syscalls": _syscalls, "audit": _audit}
 
 
 def _load(module: str, name: str) -> Callable[..., Enforcer]:
@@ -64,7 +68,7 @@ def default_backends(emit: Emit, *, runtime_dir: Path, cgroup: Path | None, name
         emit: Takes their events.
         runtime_dir: For sockets and scratch files.
         cgroup: Directory whose processes obey network rules; the mount's root when ``None``.
-        names: Out of ``fanotify``, ``cgroup_net``, ``audit``.
+        names: Out of ``fanotify``, ``cgroup_net``, ``syscalls``, ``audit``.
     """
     return [_BUILD[name](emit, runtime_dir, cgroup) for name in names]
 
