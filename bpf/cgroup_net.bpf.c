@@ -34,6 +34,7 @@
 #define IPPROTO_SCTP 132
 #define IPPROTO_UDPLITE 136
 #define IPPROTO_MPTCP 262
+#define IPPROTO_SMC 256 /* falls back to TCP when the other side does not speak it */
 
 #define ALLOW 1
 #define DENY 0 /* the caller gets EPERM */
@@ -121,6 +122,7 @@ static __always_inline __u32 group_of(__u32 protocol)
 	switch (protocol) {
 	case IPPROTO_TCP:
 	case IPPROTO_MPTCP:
+	case IPPROTO_SMC:
 		return GROUP_TCP;
 	case IPPROTO_UDP:
 		return GROUP_UDP;

@@ -46,7 +46,13 @@ class MinionSettings(DaemonSettings):
     join: Path | None = None
     node: str = ""
     cgroup: Path | None = None
-    backends: tuple[Literal["bpf_lsm", "fanotify", "cgroup_net", "audit"], ...] = ("bpf_lsm", "fanotify", "cgroup_net", "audit")
+    backends: tuple[Literal["bpf_lsm", "fanotify", "cgroup_net", "syscalls", "audit"], ...] = (
+        "bpf_lsm",
+        "fanotify",
+        "cgroup_net",
+        "syscalls",
+        "audit",
+    )
     resource_interval_s: Annotated[float, Field(ge=1, le=86_400)] = 30.0
     self_interval_s: Annotated[float, Field(ge=1, le=86_400)] = 60.0
     shell_scope: Literal["login", "all"] = "login"

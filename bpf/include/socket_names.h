@@ -51,6 +51,7 @@
 #define IPPROTO_ICMPV6 58
 #define IPPROTO_SCTP 132
 #define IPPROTO_UDPLITE 136
+#define IPPROTO_SMC 256 /* 6.11 and later; falls back to TCP */
 #define IPPROTO_MPTCP 262
 
 static inline __attribute__((always_inline)) __u32 type_name(__u32 type)
@@ -77,7 +78,7 @@ static inline __attribute__((always_inline)) __u32 type_name(__u32 type)
 
 static inline __attribute__((always_inline)) __u32 inet_name(__u32 type, __u32 protocol)
 {
-	if (type == SOCK_STREAM && (!protocol || protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP))
+	if (type == SOCK_STREAM && (!protocol || protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP || protocol == IPPROTO_SMC))
 		return NAME_TCP;
 	if (type == SOCK_DGRAM && (!protocol || protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE))
 		return NAME_UDP;

@@ -22,9 +22,9 @@ _AF_SMC: Final = 43  # falls back to TCP when the other side does not speak it
 # Socket types. Source: include/linux/net.h; flags (SOCK_NONBLOCK, SOCK_CLOEXEC) stand above SOCK_TYPE_MASK.
 _TYPE_MASK: Final = 0xF
 _TYPES: Final = {1: "stream", 2: "dgram", 3: "raw", 4: "rdm", 5: "seqpacket", 6: "dccp", 10: "packet"}
-# Protocols by type; 0 is the type's default. Source: include/uapi/linux/in.h (MPTCP 262, UDP-Lite 136).
+# Protocols by type; 0 is the type's default. Source: include/uapi/linux/in.h (MPTCP 262, SMC 256, UDP-Lite 136).
 _INET: Final[dict[str, dict[int, str]]] = {
-    "stream": {0: "tcp", 6: "tcp", 262: "tcp", 132: "sctp"},
+    "stream": {0: "tcp", 6: "tcp", 262: "tcp", 256: "tcp", 132: "sctp"},
     "dgram": {0: "udp", 17: "udp", 136: "udp", 1: "icmp", 58: "icmpv6"},
     "raw": {1: "icmp", 58: "icmpv6"},
     "seqpacket": {0: "sctp", 132: "sctp"},

@@ -52,10 +52,15 @@ def _audit(emit: Emit, _: Path, __: Path | None) -> Enforcer:
     return _load("garrison.minion.enforcers.audit", "AuditEnforcer")(emit)
 
 
+def _syscalls(emit: Emit, _: Path, __: Path | None) -> Enforcer:
+    return _load("garrison.minion.enforcers.syscalls", "SyscallsEnforcer")(emit)
+
+
 _BUILD: Final[Mapping[str, Build]] = {
     "bpf_lsm": _bpf_lsm,
     "fanotify": _fanotify,
     "cgroup_net": _cgroup_net,
+    "syscalls": _syscalls,
     "audit": _audit,
 }
 
@@ -73,7 +78,7 @@ def default_backends(emit: Emit, *, runtime_dir: Path, cgroup: Path | None, name
         emit: Takes their events.
         runtime_dir: For sockets and scratch files.
         cgroup: Directory whose processes obey network rules; the mount's root when ``None``.
-        names: Out of ``bpf_lsm``, ``fanotify``, ``cgroup_net``, ``audit``.
+        names: Out of ``bpf_lsm``, ``fanotify``, ``cgroup_net``, ``syscalls``, ``audit``.
     """
     return [_BUILD[name](emit, runtime_dir, cgroup) for name in names]
 

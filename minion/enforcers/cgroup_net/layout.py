@@ -51,7 +51,17 @@ _ROW: Final = struct.Struct(f"=II{CELLS}I")
 _EVENT: Final = struct.Struct("=IIBBBBHH16si4x")
 KEY_BYTES: Final = _KEY.size
 ROW_BYTES: Final = _ROW.size
-_PROTOCOL_NAMES: Final = {1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 58: "icmpv6", 132: "sctp", 136: "udplite", 262: "mptcp"}
+_PROTOCOL_NAMES: Final = {
+    1: "icmp",
+    6: "tcp",
+    17: "udp",
+    33: "dccp",
+    58: "icmpv6",
+    132: "sctp",
+    136: "udplite",
+    256: "smc",
+    262: "mptcp",
+}
 
 
 class RowKind(IntEnum):

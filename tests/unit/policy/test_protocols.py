@@ -8,7 +8,7 @@ import pytest
 
 from garrison.common.policy.protocols import socket_names
 
-MPTCP, UDPLITE, SCTP, DCCP = 262, 136, 132, 33
+MPTCP, SMC, UDPLITE, SCTP, DCCP = 262, 256, 136, 132, 33
 SOCK_DCCP, AF_SMC = 6, 43
 
 
@@ -19,6 +19,7 @@ SOCK_DCCP, AF_SMC = 6, 43
         (socket.SOCK_STREAM, 0, {"tcp", "stream"}),
         (socket.SOCK_STREAM, socket.IPPROTO_TCP, {"tcp", "stream"}),
         (socket.SOCK_STREAM, MPTCP, {"tcp", "stream"}),
+        (socket.SOCK_STREAM, SMC, {"tcp", "stream"}),
         (socket.SOCK_STREAM, SCTP, {"sctp", "stream"}),
         (socket.SOCK_SEQPACKET, SCTP, {"sctp", "seqpacket"}),
         (socket.SOCK_DGRAM, 0, {"udp", "dgram"}),
