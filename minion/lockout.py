@@ -11,6 +11,7 @@ Owns: the question. Does not own: the list (``common/policy/never_deny.py``), wh
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -81,9 +82,14 @@ def _may_concern(rule: Rule, paths: set[str]) -> bool:
     target = rule.target
     if rule.verdict is not Verdict.BLOCK or not isinstance(target, PathTarget):
         return True
-    if target.how is PathKind.EXACT:
-        return target.value in paths
-    return target.how is not PathKind.DIRECTORY or any(path.startswith(target.value) for path in paths)
+    match target.how:
+        case PathKind.EXACT:
+            return target.value in paths
+        case PathKind.DIRECTORY | PathKind.GLOB:
+            fixed = re.split(r"[*?\[{\\]", target.value, maxsplit=1)[0] if target.how is PathKind.GLOB else target.value
+            return any(path.startswith(fixed) for path in paths)
+        case PathKind.NAME:
+            return True
 
 
 def _spellings(path: str) -> tuple[str, ...]:
@@ -126,7 +132,7 @@ def local_needs(directory: Path, runtime_dir: Path) -> tuple[Need, ...]:
 
 
 def _local_needs(directory: Path, runtime_dir: Path) -> Iterator[Need]:
-    agent, first = os.path.realpath(sys.executable), os.path.realpath("/proc/1/exe")
+    agent, first = os.path.realpath(sys.executable), _first_process()
     sshd = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin")
     for program in filter(None, (agent, sshd and os.path.realpath(sshd))):
         yield _need(Entity.PROCESS, f"pid 1 starts it: {first} runs {program}", path=program, source=first)
@@ -135,6 +141,13 @@ def _local_needs(directory: Path, runtime_dir: Path) -> Iterator[Need]:
         yield _need(Entity.FILE, f"the agent: {agent} writes {folder}/x", path=f"{folder}/x", source=agent, write=True)
     tcp = frozenset({"tcp", "stream", "all"})
     yield _need(Entity.NETWORK, f"the link to the master: {agent} uses tcp", source=agent, protocols=tcp)
+
+
+def _first_process() -> str:
+    try:
+        return os.path.realpath("/proc/1/exe")
+    except OSError:  # Python looks into links of /proc that not even root may read in a container
+        return "/usr/lib/systemd/systemd"
 
 
 def _need(
