@@ -91,8 +91,9 @@ def release_command(ctx: click.Context, settings: Any, *, yes: bool, force: bool
 
     The agent enforces again when it starts, and so does the next boot. To keep it from that: touch /etc/garrison/break-glass
     """
+    from garrison.common.errors import KernelError
     from garrison.minion import release_note
-    from garrison.minion.enforcers.bpf_lsm.enforcer import BpfLsmEnforcer
+    from garrison.minion.enforcers.bpf_lsm.enforcer import PINS, BpfLsmEnforcer
     from garrison.minion.identity import is_held
     from garrison.minion.kernel_state import read_kernel_state
 
@@ -111,7 +112,10 @@ def release_command(ctx: click.Context, settings: Any, *, yes: bool, force: bool
         ctx.exit(_EXIT_REFUSED)
     if settings.directory.is_dir():
         release_note.leave(settings.directory)  # first: what is not recorded is not done
-    BpfLsmEnforcer(lambda _: None).release()
+    try:
+        BpfLsmEnforcer(lambda _: None).release()
+    except OSError as err:
+        raise KernelError(err.errno or 0, f"release {PINS}") from err
     left = read_kernel_state()
     err_console().print("released: the kernel enforces nothing of garrison's" if not left else f"[red]still there:[/] {left}")
     ctx.exit(1 if left else 0)

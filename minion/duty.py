@@ -138,8 +138,9 @@ class Duty:
         self._record = self._counted()
         try:
             self._hold(self._store, self._record)
-        except GarrisonError as err:
-            # Fail-open, and loud: the kernel refused what it took before, or no stored generation verifies any more.
+        except (GarrisonError, OSError) as err:
+            # Fail-open, and loud: the kernel refused what it took before, or no stored generation verifies any more. An agent
+            # that died of it would start again into the same error and could not be told anything better.
             self.error = str(err)
             self.obstacle = f"failed: {err}"
             _log.error("applied=none error=%s", err)
@@ -224,7 +225,8 @@ class Duty:
 
     def _count_health(self) -> None:
         due = time.monotonic() - self._since >= self._healthy_s
-        if due and self._store is not None and not (self._glass.broken or self._record.healthy or self.error):
+        in_the_way = self.obstacle and not self._record.safe_mode  # in safe mode, what is held is what was to be held
+        if due and self._store is not None and not (in_the_way or self.error or self._record.healthy):
             self._record = self._changed(boot.healthy)
 
     def _confirmed(self) -> bool:

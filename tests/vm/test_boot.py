@@ -133,6 +133,7 @@ def test_policy_holds_without_the_agent_from_before_the_network_until_it_is_rele
     vm.power_on()
     assert edge.agent_is("inactive")
     assert edge.refuses(SECRET)
+    assert "attached" in vm.check("garrison", "enforcer", "status")
     kernel = edge.kernel()
     assert kernel["enforcing"]
     assert kernel["versions"][0]["counters"]["blocks"] >= 1
