@@ -18,7 +18,7 @@ from vm.test_main_job import Master, until
 
 SYSTEMD = Machine("6.1")
 SECRET = ("cat", "/etc/secret/api.key")
-ENCODER = ("base64", "/etc/hostname")
+ENCODER = ("sh", "-c", "base64 /etc/hostname")
 UNITS = Path(__file__).resolve().parents[2] / "minion"
 # The lab brings the code when it has a command channel, which is late: the same disks, mounted at boot in a place of their own.
 FSTAB = "/dev/vdb /srv/early/site ext4 ro,noatime 0 0\n/dev/vdc /srv/early/code ext4 ro,noatime 0 0\n"
