@@ -68,6 +68,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "bpf_map_delete_batch": (_INT, (_INT, _PTR, c.POINTER(c.c_uint32), _PTR)),
     "bpf_map_get_fd_by_id": (_INT, (c.c_uint32,)),
     "bpf_obj_get": (_INT, (_STR,)),
+    "bpf_obj_pin": (_INT, (_INT, _STR)),
     "bpf_obj_get_info_by_fd": (_INT, (_INT, _PTR, c.POINTER(c.c_uint32))),
     "bpf_enable_stats": (_INT, (_INT,)),
     "btf__find_by_name_kind": (c.c_int32, (_PTR, _STR, c.c_uint32)),

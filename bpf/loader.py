@@ -172,6 +172,15 @@ class BpfMap:
             count = c.c_uint32(len(wanted))
             check(libbpf().bpf_map_delete_batch(self.fd, b"".join(wanted), c.byref(count), None), f"remove from map {self.name}")
 
+    @property
+    def id(self) -> int:
+        """The kernel's number of it."""
+        return _id_of(self.fd, _MAP_INFO_BYTES, f"look at map {self.name}")
+
+    def pin(self, path: Path) -> None:
+        """Keep it alive at ``path``, on a bpffs."""
+        check(libbpf().bpf_obj_pin(self.fd, os.fsencode(path)), f"pin map {self.name} at {path}")
+
     def close(self) -> None:
         """Give back the descriptor if it is ours. Idempotent."""
         if self._owned and self.fd >= 0:
@@ -198,6 +207,13 @@ def _opened(fd: int, name: str) -> BpfMap:
     check(libbpf().bpf_obj_get_info_by_fd(fd, info, c.byref(size)), f"look at map {name}")
     map_type, _, key_bytes, value_bytes = struct.unpack_from("=IIII", info.raw)
     return BpfMap(fd, map_type, key_bytes, value_bytes, name=name, owned=True)
+
+
+def _id_of(fd: int, info_bytes: int, operation: str) -> int:
+    info, size = c.create_string_buffer(info_bytes), c.c_uint32(info_bytes)
+    check(libbpf().bpf_obj_get_info_by_fd(fd, info, c.byref(size)), operation)
+    number: int = struct.unpack_from("=I", info.raw, 4)[0]
+    return number
 
 
 class Link:
@@ -236,6 +252,11 @@ class Program:
     def fd(self) -> int:
         """Its descriptor, borrowed; an error before load or when autoload was off."""
         return check(libbpf().bpf_program__fd(self._pointer), f"descriptor of {self.name}")
+
+    @property
+    def id(self) -> int:
+        """The kernel's number of it."""
+        return _id_of(self.fd, _PROG_INFO_BYTES, f"look at {self.name}")
 
     def attach(self) -> Link:
         """Attach it where its section says: tracepoint, raw tracepoint, LSM hook, uprobe."""
@@ -324,6 +345,10 @@ class Object:
             raise KeyError(f"{self._name} has no program {', '.join(sorted(missing))}")
         for name, pointer in self._program_pointers.items():
             check(libbpf().bpf_program__set_autoload(pointer, name in wanted), f"choose {name}")
+
+    def enable(self, name: str) -> None:
+        """Load also the program ``name``, whose section begins with ``?``: one that not every kernel has a hook for."""
+        check(libbpf().bpf_program__set_autoload(self._program_pointers[name], True), f"choose {name}")
 
     def set_max_entries(self, name: str, count: int) -> None:
         """Give the map ``name`` another size."""

@@ -31,6 +31,7 @@ class PathHasher:
         low, high, factor = struct.unpack("=QQQ", key)
         self._start = (low ^ _START[0], high ^ _START[1], low ^ _START[2], high ^ _START[3])
         self._factor: int = factor | 1
+        self._key = low
         self.rodata: dict[str, bytes] = {
             "hash_key": key[:16],
             "hash_factor": struct.pack("=Q", self._factor),
@@ -53,6 +54,13 @@ class PathHasher:
         """Return the hash of a single component."""
         padded = name + bytes(-len(name) % _CHUNK_BYTES)
         return self._hash((*struct.unpack(f"={len(padded) // 8}Q", padded), len(name))) or 1
+
+    def argument(self, argument: bytes) -> int:
+        """Return the hash of a program's argument."""
+        found = self._key
+        for byte in argument:
+            found = (found ^ byte) * self._factor & _MASK
+        return found ^ found >> 32
 
     def _hash(self, words: tuple[int, ...]) -> int:
         a, b, c, d = self._start

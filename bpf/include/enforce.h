@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * From an operation on a path to a verdict and an event: what the exec and file programs share.
+ * From an operation on a path to a verdict and an event: what all programs about processes and files share.
  *
- * Who acts is told by the path of its program, kept in task storage until the next exec, rename or generation. What is acted on
- * is told by its path, kept in inode storage, and by (device, inode) for files that a rule names and that existed when it was
- * compiled: the stricter of the two counts, so hard links, bind mounts and renames lead nowhere.
+ * Who acts is told by the path of its program, kept in task storage until the next exec, rename or generation. What is acted on is
+ * told by its path, by its home (rule_tables.h), both kept in inode storage, and by (device, inode) for files that a rule names and
+ * that existed when it was compiled. The strictest counts, so hard links, bind mounts and renames lead nowhere; only the path
+ * can grant.
  *
- * A cache entry holds for one dentry on one mount in one generation and epoch. The epoch rises when a directory is renamed or a
- * mount changes (watch.bpf.c); an inode's own entry is dropped when it is linked or renamed.
+ * A cache entry holds for one dentry of one parent, name and mount in one generation, while no directory was renamed (``epoch``,
+ * watch.bpf.c) and no mount of its namespace changed (the namespace's own counter).
  * No memory for a cache entry: the path is walked again next time. Ring full: the verdict holds, the event is counted as lost.
  */
 #ifndef GARRISON_ENFORCE_H
@@ -19,20 +20,63 @@
 #include <bpf/bpf_tracing.h>
 
 #define EPERM 1
-#define SB_NOUSER (1UL << 31) /* include/linux/fs.h */
+#define MAX_ERRNO 4095
+#define S_IFMT 0170000
+#define S_IFDIR 0040000
 
 /* ---- Maps ------------------------------------------------------------------------------------------------------------- */
 
-struct subject {
-	__u64 dentry; /* of the program */
+/* How a path was reached. All zero: nowhere. */
+struct place {
+	__u64 dentry;
 	__u64 mnt;
-	__u32 generation;
-	__u32 epoch;
-	__u32 class;
-	__u32 pad;
+	__u64 stamp; /* keyed digest of all that changes when something moves, or rules change */
 };
 
-/* Task -> class of its program. Written here; goes with the task. */
+/* A program that acted, in terms that outlive its file. */
+struct past {
+	__u64 hash; /* of its path; 0 for none */
+	__u32 generation;
+	__u32 class;
+};
+
+enum image {
+	IMAGE_UNKNOWN, /* started before the programs were loaded, or forked */
+	IMAGE_FRESH,   /* started, nothing mapped by an interpreter of the kernel's choice: static, or a dynamic linker */
+	IMAGE_DYNAMIC, /* started with a dynamic linker */
+	IMAGE_LOADED,  /* FRESH, and then mapped ``loaded`` as code: ld.so PROGRAM */
+};
+
+/* A start that was let go because it depends on its arguments, which can be read only when it cannot be refused any more. */
+struct deferred {
+	__u64 bprm;	/* 0: none */
+	__u64 unlisted; /* outcomes, packed */
+	__u64 listed;
+	__u64 dentry;
+	__u64 mnt;
+	__u32 generation;
+	__u32 set;
+	__u32 copy;
+	__u32 condition;
+};
+
+#define ARG_BYTES 256 /* with the NUL; longer arguments are listed nowhere */
+
+struct subject {
+	struct place at; /* of the program */
+	__u64 hash;	 /* of its path */
+	__u32 generation;
+	__u32 class;
+	__u32 alias;	     /* class by home or inode, when it has none by path */
+	struct past caller;  /* what started the present program */
+	struct past pending; /* what is starting one */
+	struct past loaded;
+	__u32 image;
+	struct deferred deferred;
+	char arg[ARG_BYTES]; /* scratch of the task's own */
+};
+
+/* Task -> its program. Written by the task itself, before it runs by its parent; goes with the task. */
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -40,19 +84,13 @@ struct {
 	__type(value, struct subject);
 } subjects SEC(".maps");
 
-struct place {
-	__u64 dentry;
-	__u64 mnt;
-	__u32 generation;
-	__u32 epoch;
-};
-
 /* Several CPUs open one file at once, so it is read and written whole, under its lock. */
 struct located {
 	struct bpf_spin_lock lock;
 	__u32 known; /* bit per entity */
 	struct place at;
 	__u32 set[ENTITIES];
+	__u32 home[ENTITIES];
 };
 
 /* Inode -> sets of the path by which it was last reached. Written here; goes with the inode. */
@@ -63,17 +101,12 @@ struct {
 	__type(value, struct located);
 } locations SEC(".maps");
 
-struct inode_key {
-	__u64 ino;
-	__u32 dev; /* as in the kernel: major << 20 | minor */
-	__u32 pad;
-};
-
 struct inode_sets {
 	__u32 set[ENTITIES];
+	__u32 class;
 };
 
-/* Files that rules name -> sets of the paths that name them. */
+/* Files that rules name -> sets of the paths that name them, class of the program. */
 TWO_COPIES(inodes, BPF_MAP_TYPE_HASH, 0, sizeof(struct inode_key), sizeof(struct inode_sets));
 
 /* Key 0: rises when paths may have changed under existing dentries. Written by watch.bpf.c. */
@@ -92,7 +125,20 @@ struct {
 	__type(value, __u8[24]);
 } secret SEC(".maps");
 
-enum operation { OP_EXEC, OP_OPEN, OP_MAP_EXEC, OP_UNLINK, OP_RENAME, OP_LINK, OP_CREATE, OP_ATTRIBUTES, OP_TRUNCATE };
+enum operation {
+	OP_EXEC,
+	OP_OPEN,
+	OP_MAP,
+	OP_UNLINK,
+	OP_RENAME,
+	OP_LINK,
+	OP_CREATE,
+	OP_ATTRIBUTES,
+	OP_TRUNCATE,
+	OP_MAP_SHARED,
+	OP_RECEIVE,
+	OP_EXEC_KILLED, /* an exec that was ended before its first instruction */
+};
 
 #define EVENT_NAMES 1024
 
@@ -161,98 +207,197 @@ static __always_inline __u32 present_epoch(void)
 	return value ? *value : 0;
 }
 
-/* What the tree says of a path, and the hash of its last component; negative when the path cannot be told. Verified for itself. */
-__noinline int tree_set(__u64 dentry, __u64 mnt, __u32 copy, __u32 space, __u64 *last)
+static __always_inline int is_directory(struct dentry *dentry)
 {
-	struct path path = {.dentry = (void *)dentry, .mnt = (void *)mnt};
-	struct climb climb = {.copy = copy, .space = space};
+	struct inode *inode = BPF_CORE_READ(dentry, d_inode);
 
-	if (!last || !climb_path(&climb, &path))
-		return -1;
-	*last = climb.last;
-	return !climb.taken ? climb.sets.exact : climb.taken == 1 ? climb.sets.child : climb.sets.deep;
+	return inode && (BPF_CORE_READ(inode, i_mode) & S_IFMT) == S_IFDIR;
+}
+
+/* Pipes, sockets, memfd: on a mount of the kernel's own, which no name leads to. */
+static __always_inline int is_nameless(__u64 mnt)
+{
+	unsigned long ns = mnt ? (unsigned long)BPF_CORE_READ(mount_of((void *)mnt), mnt_ns) : 0;
+
+	return ns >= (unsigned long)-MAX_ERRNO;
+}
+
+/* Functions of their own, verified for themselves, so that their keys are not on the stack when paths are walked. */
+__noinline __u32 union_of(__u32 copy, __u32 tree, __u32 glob, __u32 name, __u32 entity)
+{
+	struct union_key key = {.tree = tree, .glob = glob, .name = name};
+	void *table = bpf_map_lookup_elem(&unions, &copy);
+	const __u32 *found = table ? bpf_map_lookup_elem(table, &key) : NULL;
+	const struct head *head;
+
+	if (found)
+		return *found;
+	count(COUNT_TABLE);
+	head = head_of(copy);
+	return head ? head->unresolved[entity & 1] : NO_SET;
+}
+
+__noinline __u32 name_set(__u32 copy, __u64 last)
+{
+	void *table = bpf_map_lookup_elem(&names, &copy);
+	const __u32 *found = table ? bpf_map_lookup_elem(table, &last) : NULL;
+
+	return found ? *found : NO_SET;
+}
+
+__noinline __u32 glob_set(__u32 copy, __u32 accept, __u32 entity)
+{
+	void *table = bpf_map_lookup_elem(&globs, &copy);
+	const struct glob_sets *sets = table ? bpf_map_lookup_elem(table, &accept) : NULL;
+
+	return sets ? sets->set[entity & 1] : NO_SET;
 }
 
 /*
- * The set of rules that name a path, or of all block rules when it cannot be told; for SPACE_SOURCE the class of a program.
- * Verified for itself, for any argument.
+ * Fills ``lookup`` with the sets of rules that name a path, or with all block rules when it cannot be told; for SPACE_SOURCE with the
+ * classes of a program. Verified for itself, for any argument.
  */
-__noinline __u32 walk_to_set(__u64 dentry, __u64 mnt, __u32 copy, __u32 space)
+__noinline int path_sets(struct lookup *lookup)
 {
-	const struct head *head = head_of(copy);
-	__u32 set, glob = NO_SET, name = NO_SET, *found;
-	__u64 last = 0;
-	void *table;
-	int tree;
+	__u32 glob = NO_SET, name = NO_SET, copy, space;
+	const struct head *head;
+	int accept = 0, known;
 
+	if (!lookup)
+		return 0;
+	copy = lookup->copy;
+	space = lookup->space;
+	head = head_of(copy);
 	if (!head)
-		return NO_SET;
+		return 0;
 	count(COUNT_WALKS);
-	tree = tree_set(dentry, mnt, copy, space, &last);
-	if (tree < 0) {
-		count(COUNT_UNRESOLVED);
-		return space == SPACE_SOURCE ? UNKNOWN_CLASS : head->unresolved[space & 1];
-	}
-	set = tree;
-	if (space == SPACE_SOURCE)
-		return set;
-	if (head->has_names && space == SPACE_PROCESS) {
-		table = bpf_map_lookup_elem(&names, &copy);
-		found = table ? bpf_map_lookup_elem(table, &last) : NULL;
-		name = found ? *found : NO_SET;
-	}
-	if (head->has_globs) {
-		int accept = glob_accept(dentry, mnt, copy);
-		const struct glob_sets *sets;
-
-		if (accept < 0) {
+	/* Again before it is given up: a directory on the way may just have been renamed. */
+	known = tree_sets(lookup) >= 0 || tree_sets(lookup) >= 0;
+	if (known && head->has_globs && space != SPACE_SOURCE && lookup->mnt)
+		accept = glob_accept(lookup->dentry, lookup->mnt, copy);
+	if (!known || accept < 0) {
+		lookup->set = lookup->home = space == SPACE_SOURCE ? UNKNOWN_CLASS : head->unresolved[space & 1];
+		lookup->sum = lookup->below = 0;
+		/* No name leads there, so no rule about a name can mean it. As a program it is one that no rule can tell. */
+		if (space == SPACE_FILE && is_nameless(lookup->mnt))
+			lookup->set = lookup->home = NO_SET;
+		else
 			count(COUNT_UNRESOLVED);
-			return head->unresolved[space & 1];
-		}
-		table = bpf_map_lookup_elem(&globs, &copy);
-		sets = table ? bpf_map_lookup_elem(table, &accept) : NULL;
-		glob = sets ? sets->set[space & 1] : NO_SET;
+		return 0;
 	}
+	if (head->has_names && space == SPACE_PROCESS)
+		name = name_set(copy, lookup->last);
+	if (accept)
+		glob = glob_set(copy, accept, space);
 	if (glob || name) {
-		struct union_key key = {.tree = set, .glob = glob, .name = name};
-
-		table = bpf_map_lookup_elem(&unions, &copy);
-		found = table ? bpf_map_lookup_elem(table, &key) : NULL;
-		if (!found) {
-			count(COUNT_TABLE);
-			return head->unresolved[space & 1];
-		}
-		set = *found;
+		lookup->home = union_of(copy, lookup->home, glob, name, space);
+		lookup->set = union_of(copy, lookup->set, glob, name, space);
 	}
-	return set;
+	return 0;
 }
 
-/* Class of the program that runs in ``task``. Kernel threads have none. */
+static __always_inline __u64 mix(__u64 digest, __u64 value)
+{
+	digest = (digest ^ value) * hash_factor;
+	return digest ^ digest >> 32;
+}
+
+/*
+ * Changes when the dentry is another's or moves, a directory is renamed, a mount of its namespace changes, or rules change. Keyed
+ * as paths are, so that nobody can make two alike.
+ */
+static __always_inline __u64 stamp_of(struct dentry *dentry, struct vfsmount *mnt, __u32 generation)
+{
+	__u64 digest = mix(hash_key[0], (__u64)generation << 32 | present_epoch());
+
+	/* Of two pointers the verifier lets us take the difference, and only that, as a number. */
+	digest = mix(digest, (__u64)dentry->d_parent - (__u64)dentry);
+	digest = mix(digest, (__u64)dentry->d_name.len << 32 | dentry->d_name.hash);
+	return mix(digest, BPF_CORE_READ(mount_of(mnt), mnt_ns, event)) ?: 1;
+}
+
+static __always_inline int is_place(const struct place *place, __u64 dentry, __u64 mnt, __u64 stamp)
+{
+	return place->stamp == stamp && place->dentry == dentry && place->mnt == mnt;
+}
+
+static __always_inline const struct inode_sets *named_inode(const struct inode *inode, __u32 copy)
+{
+	struct inode_key key = {.ino = inode->i_ino, .dev = inode->i_sb->s_dev};
+	void *table = bpf_map_lookup_elem(&inodes, &copy);
+
+	return table ? bpf_map_lookup_elem(table, &key) : NULL;
+}
+
+/*
+ * What is known of the program that ``task``, the current one, runs; NULL for kernel threads, or without memory. Its class goes to
+ * ``lookup->set``, which is used for it; copy must be set.
+ */
+static __always_inline struct subject *subject_of(struct task_struct *task, __u32 generation, struct lookup *lookup)
+{
+	struct mm_struct *mm = task->mm;
+	struct file *exe = mm ? mm->exe_file : NULL;
+	const struct inode_sets *named;
+	struct vfsmount *mnt;
+	struct dentry *dentry;
+	struct subject *kept;
+	__u64 stamp;
+
+	lookup->set = ANY_CLASS;
+	if (!exe)
+		return NULL;
+	dentry = exe->f_path.dentry;
+	mnt = exe->f_path.mnt;
+	stamp = stamp_of(dentry, mnt, generation);
+	kept = bpf_task_storage_get(&subjects, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (kept && is_place(&kept->at, (__u64)dentry, (__u64)mnt, stamp)) {
+		lookup->set = kept->class;
+		return kept;
+	}
+	lookup->dentry = (__u64)dentry;
+	lookup->mnt = (__u64)mnt;
+	lookup->space = SPACE_SOURCE;
+	path_sets(lookup);
+	if (!kept)
+		return NULL;
+	kept->at.stamp = 0; /* only the task itself gets here; an interrupted write must not look whole */
+	kept->class = lookup->set;
+	kept->alias = ANY_CLASS;
+	if (lookup->set == ANY_CLASS) {
+		named = named_inode(exe->f_inode, lookup->copy);
+		kept->alias = lookup->home ?: named ? named->class : ANY_CLASS;
+	}
+	kept->hash = lookup->sum;
+	kept->generation = generation;
+	kept->at.dentry = (__u64)dentry;
+	kept->at.mnt = (__u64)mnt;
+	if (stamp == stamp_of(dentry, mnt, generation))
+		kept->at.stamp = stamp;
+	return kept;
+}
+
+/* Class of the program that runs in ``task``, the current one. Kernel threads have none. */
 static __always_inline __u32 class_of(struct task_struct *task, __u32 copy, __u32 generation)
 {
-	struct mm_struct *mm = BPF_CORE_READ(task, mm);
-	struct file *exe = mm ? BPF_CORE_READ(mm, exe_file) : NULL;
-	__u32 now = present_epoch(), class;
-	struct subject *kept;
-	__u64 dentry, mnt;
+	struct lookup lookup = {.copy = copy};
 
-	if (!exe)
-		return ANY_CLASS;
-	dentry = (__u64)BPF_CORE_READ(exe, f_path.dentry);
-	mnt = (__u64)BPF_CORE_READ(exe, f_path.mnt);
-	kept = bpf_task_storage_get(&subjects, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (kept && kept->generation == generation && kept->epoch == now && kept->dentry == dentry && kept->mnt == mnt)
-		return kept->class;
-	class = walk_to_set(dentry, mnt, copy, SPACE_SOURCE);
-	if (kept) {
-		kept->generation = 0; /* another thread of a task never runs this; an interrupted write must not look whole */
-		kept->class = class;
-		kept->dentry = dentry;
-		kept->mnt = mnt;
-		kept->epoch = now;
-		kept->generation = generation;
-	}
-	return class;
+	subject_of(task, generation, &lookup);
+	return lookup.set;
+}
+
+/* Class of a program of the past. In a later generation only by its own path: its directories are not known any more. */
+static __always_inline __u32 past_class(const struct past *past, __u32 copy, __u32 generation)
+{
+	const struct node *node;
+	void *table;
+
+	__u64 hash = past->hash;
+
+	if (past->generation == generation || !hash)
+		return past->class;
+	table = bpf_map_lookup_elem(&nodes, &copy);
+	node = table ? bpf_map_lookup_elem(table, &hash) : NULL;
+	return node ? node->source.exact : ANY_CLASS;
 }
 
 static __always_inline struct outcome outcome_of(__u32 copy, __u32 set, __u32 class, __u32 condition)
@@ -330,104 +475,292 @@ __noinline int tell(const struct telling *told)
 	return 0;
 }
 
+/* ---- Decisions -------------------------------------------------------------------------------------------------------- */
+
+#define REQUEST_RULES_ONLY 1 /* postures and allow-lists do not apply */
+#define REQUEST_BELOW 2	     /* it is about all that is in a directory, too */
+#define REQUEST_LISTS 4	     /* there are allow-lists */
+#define REQUEST_INODES 8     /* there are files known by inode */
+
+/* One operation on one path. */
+struct request {
+	struct lookup at; /* space is the entity */
+	__u32 operation;
+	__u32 condition;
+	__u32 flags;
+	/* filled by start_request() */
+	__u32 generation;
+	__u32 class;
+	__u32 alias; /* further classes of the actor, which only refuse; ANY_CLASS for none */
+	__u32 extra;
+	__u32 named; /* set of the inode, as far as a rule names it */
+};
+
+/* An outcome as one number, for functions that are verified for themselves; the greater is the stricter. */
+static __always_inline __u64 packed(struct outcome outcome)
+{
+	return (__u64)outcome.verdict << 40 | (__u64)outcome.by_posture << 32 | outcome.rule;
+}
+
+static __always_inline struct outcome unpacked(__u64 outcome)
+{
+	struct outcome found = {.verdict = outcome >> 40, .by_posture = outcome >> 32 & 1, .rule = outcome};
+
+	return found;
+}
+
+static __always_inline int is_stricter(struct outcome outcome, __u64 than)
+{
+	return outcome.verdict >= VERDICT_AUDIT && outcome.verdict > than >> 40;
+}
+
+/* What rules say of a class that they name; nothing when they name it not. */
+static __always_inline struct outcome outcome_of_named(__u32 copy, __u32 set, __u32 class, __u32 condition)
+{
+	struct outcome none = {};
+	struct record_key key = {.set = set, .subject = class};
+	void *table = bpf_map_lookup_elem(&rows, &copy);
+
+	return class != ANY_CLASS && table && bpf_map_lookup_elem(table, &key) ? outcome_of(copy, set, class, condition) : none;
+}
+
+/* The outcome of a set for all that the actor is. Verified for itself. */
+__noinline __u64 weigh_set(const struct request *request, __u32 set)
+{
+	struct outcome outcome;
+	__u64 found;
+
+	if (!request || !set)
+		return 0;
+	found = packed(outcome_of(request->at.copy, set, request->class, request->condition));
+	outcome = outcome_of_named(request->at.copy, set, request->alias, request->condition);
+	if (is_stricter(outcome, found))
+		found = packed(outcome);
+	outcome = outcome_of_named(request->at.copy, set, request->extra, request->condition);
+	if (is_stricter(outcome, found))
+		found = packed(outcome);
+	return found;
+}
+
+/* The strictest outcome of all that the path is. Verified for itself. */
+__noinline __u64 weigh_request(const struct request *request)
+{
+	__u64 found, other;
+
+	if (!request)
+		return 0;
+	found = weigh_set(request, request->at.set);
+	if (request->at.home != request->at.set) {
+		other = weigh_set(request, request->at.home);
+		if (is_stricter(unpacked(other), found))
+			found = other;
+	}
+	if (request->flags & REQUEST_BELOW && request->at.below) {
+		other = weigh_set(request, request->at.below);
+		if (is_stricter(unpacked(other), found))
+			found = other;
+	}
+	if (request->named != request->at.set) {
+		other = weigh_set(request, request->named);
+		if (is_stricter(unpacked(other), found))
+			found = other;
+	}
+	if (!(found >> 40) && request->flags & REQUEST_LISTS && !(request->flags & REQUEST_RULES_ONLY) &&
+	    !(request->at.space == SPACE_FILE && is_nameless(request->at.mnt)))
+		found = packed(outcome_of(request->at.copy, POSTURE_OF(request->at.space), request->class, 0));
+	return found;
+}
+
+/* Verified for itself. */
+__noinline int tell_request(const struct request *request, __u64 outcome)
+{
+	struct telling told = {};
+	struct dentry *dentry;
+	struct inode *inode;
+
+	if (!request)
+		return 0;
+	dentry = (void *)request->at.dentry;
+	inode = BPF_CORE_READ(dentry, d_inode);
+	told.outcome = unpacked(outcome);
+	told.dentry = request->at.dentry;
+	told.mnt = request->at.mnt;
+	told.ino = BPF_CORE_READ(inode, i_ino);
+	told.dev = BPF_CORE_READ(inode, i_sb, s_dev);
+	told.generation = request->generation;
+	told.operation = request->operation;
+	told.condition = request->condition;
+	return tell(&told);
+}
+
+/* The decision, and its event. Returns 0 or -EPERM. */
+static __always_inline int decide(const struct request *request)
+{
+	__u64 outcome = weigh_request(request);
+
+	if (unpacked(outcome).verdict < VERDICT_AUDIT)
+		return 0;
+	tell_request(request, outcome);
+	return unpacked(outcome).verdict == VERDICT_BLOCK ? -EPERM : 0;
+}
+
 /*
- * Files that no path can ever lead to: pipes, sockets, pidfds, memfds. No rule names them, and unlike a path that cannot be told
- * they are not refused for that: processes are watched with pidfds, and container runtimes start from a memfd.
+ * Who acts, under which generation. Uses ``request->at``, so that is filled later. Returns the
+ * actor's entry, if it has one; ``going``: whether rules hold.
  */
-static __always_inline int nameless(struct inode *inode)
+static __always_inline struct subject *start_request(struct request *request, int *going)
 {
-	return (BPF_CORE_READ(inode, i_sb, s_flags) & SB_NOUSER) != 0;
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct subject *subject;
+	struct head *head;
+
+	request->at.copy = active_copy();
+	head = head_of(request->at.copy);
+	*going = head && head->generation;
+	if (!*going)
+		return NULL;
+	count(COUNT_DECISIONS);
+	request->generation = head->generation;
+	request->flags |= (head->has_lists ? REQUEST_LISTS : 0) | (head->has_inodes ? REQUEST_INODES : 0);
+	if (task->signal->tty)
+		request->condition |= CONDITION_TTY;
+	subject = subject_of(task, request->generation, &request->at);
+	request->class = request->at.set;
+	if (subject) {
+		request->alias = subject->alias;
+		request->extra = past_class(&subject->loaded, request->at.copy, request->generation);
+	}
+	return subject;
 }
 
-static __always_inline int same_place(const struct place *a, const struct place *b)
+static __always_inline __u32 owner_condition(struct inode *inode)
 {
-	return a->dentry == b->dentry && a->mnt == b->mnt && a->generation == b->generation && a->epoch == b->epoch;
+	struct task_struct *task = bpf_get_current_task_btf();
+
+	return inode->i_uid.val == task->cred->fsuid.val ? CONDITION_OWNER : 0;
 }
 
-/* Whether the set for this place is known. */
-static __always_inline int recall(struct located *kept, const struct place *at, __u32 entity, __u32 *set)
+/* Whether the sets for this place are known. */
+static __always_inline int recall(struct located *kept, struct lookup *at, __u64 stamp)
 {
 	int known;
 
 	if (!kept)
 		return 0;
 	bpf_spin_lock(&kept->lock);
-	known = same_place(&kept->at, at) && kept->known & (1 << entity);
-	*set = entity == ENTITY_PROCESS ? kept->set[ENTITY_PROCESS] : kept->set[ENTITY_FILE];
+	known = is_place(&kept->at, at->dentry, at->mnt, stamp) && kept->known & (1 << at->space);
+	at->set = at->space == SPACE_PROCESS ? kept->set[ENTITY_PROCESS] : kept->set[ENTITY_FILE];
+	at->home = at->space == SPACE_PROCESS ? kept->home[ENTITY_PROCESS] : kept->home[ENTITY_FILE];
 	bpf_spin_unlock(&kept->lock);
 	return known;
 }
 
-static __always_inline void remember(struct located *kept, const struct place *at, __u32 entity, __u32 set)
+static __always_inline void remember(struct located *kept, const struct lookup *at, __u64 stamp)
 {
 	if (!kept)
 		return;
 	bpf_spin_lock(&kept->lock);
-	kept->known = (same_place(&kept->at, at) ? kept->known : 0) | 1 << entity;
-	kept->at = *at;
-	if (entity == ENTITY_PROCESS)
-		kept->set[ENTITY_PROCESS] = set;
-	else
-		kept->set[ENTITY_FILE] = set;
+	kept->known = (is_place(&kept->at, at->dentry, at->mnt, stamp) ? kept->known : 0) | 1 << at->space;
+	kept->at.dentry = at->dentry;
+	kept->at.mnt = at->mnt;
+	kept->at.stamp = stamp;
+	if (at->space == SPACE_PROCESS) {
+		kept->set[ENTITY_PROCESS] = at->set;
+		kept->home[ENTITY_PROCESS] = at->home;
+	} else {
+		kept->set[ENTITY_FILE] = at->set;
+		kept->home[ENTITY_FILE] = at->home;
+	}
 	bpf_spin_unlock(&kept->lock);
 }
 
-/* The one decision helper. Returns 0 or -EPERM. */
-static __always_inline int enforce(__u32 entity, __u32 operation, struct path *path, struct inode *inode, __u32 condition)
+static __always_inline __u32 named_set(const struct request *request, const struct inode *inode)
+{
+	const struct inode_sets *named = request->flags & REQUEST_INODES ? named_inode(inode, request->at.copy) : NULL;
+
+	if (!named)
+		return NO_SET;
+	return request->at.space == SPACE_PROCESS ? named->set[ENTITY_PROCESS] : named->set[ENTITY_FILE];
+}
+
+/* Fills all that tables say of the file ``inode`` at ``path``, from the cache if it is there. */
+static __always_inline void locate(struct request *request, const struct path *path, struct inode *inode, __u32 entity)
+{
+	struct located *kept = bpf_inode_storage_get(&locations, inode, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct dentry *dentry = path->dentry;
+	struct vfsmount *mnt = path->mnt;
+	struct lookup *at = &request->at;
+	__u64 stamp = stamp_of(dentry, mnt, request->generation);
+
+	at->dentry = (__u64)dentry;
+	at->mnt = (__u64)mnt;
+	at->space = entity;
+	request->named = named_set(request, inode);
+	if (recall(kept, at, stamp))
+		return;
+	path_sets(at);
+	/* If something moved meanwhile, the decision may be of before or after, but it is not kept. */
+	if (stamp == stamp_of(dentry, mnt, request->generation))
+		remember(kept, at, stamp);
+}
+
+/* Decides an operation on a file that is there. Returns 0 or -EPERM. */
+static __always_inline int enforce(__u32 entity, __u32 operation, const struct path *path, struct inode *inode, __u32 condition)
+{
+	struct request request = {.operation = operation, .condition = condition | owner_condition(inode)};
+	int going;
+
+	start_request(&request, &going);
+	if (!going)
+		return 0;
+	locate(&request, path, inode, entity);
+	return decide(&request);
+}
+
+/* Functions of their own, like those above, for what is told of a dentry that is only a number. */
+__noinline __u32 named_set_of(__u64 dentry, __u32 copy)
+{
+	struct dentry *at = (void *)dentry;
+	struct inode *inode = BPF_CORE_READ(at, d_inode);
+	struct inode_key key = inode_key_of(inode);
+	void *table = bpf_map_lookup_elem(&inodes, &copy);
+	const struct inode_sets *sets = table && inode ? bpf_map_lookup_elem(table, &key) : NULL;
+
+	return sets ? sets->set[ENTITY_FILE] : NO_SET;
+}
+
+/* What is not there yet will belong to who makes it. */
+__noinline __u32 owner_of_name(__u64 dentry)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	/* Read, not followed: to functions that are verified for themselves only plain numbers can be handed. */
-	__u64 dentry = (__u64)BPF_CORE_READ(path, dentry), mnt = (__u64)BPF_CORE_READ(path, mnt);
-	__u32 copy = active_copy(), now = present_epoch(), class, set, generation;
-	struct head *head = head_of(copy);
-	struct outcome outcome, by_inode;
-	struct inode_key key = {};
-	struct telling told = {};
-	const struct inode_sets *named;
-	struct place at = {.dentry = dentry, .mnt = mnt, .epoch = now};
-	struct located *kept;
-	void *table;
+	struct dentry *at = (void *)dentry;
+	struct inode *inode = BPF_CORE_READ(at, d_inode);
 
-	if (!head || !head->generation || nameless(inode))
+	return !inode || BPF_CORE_READ(inode, i_uid.val) == task->cred->fsuid.val ? CONDITION_OWNER : 0;
+}
+
+/* Decides an operation on a name, under which nothing need be yet; ``mnt`` 0: not known. Returns whether not. Verified for itself. */
+__noinline int refuses_name(__u32 operation, __u64 dentry, __u64 mnt, __u32 flags)
+{
+	struct request request = {.operation = operation, .condition = CONDITION_WRITE, .flags = flags};
+	int going;
+
+	request.condition |= owner_of_name(dentry);
+	start_request(&request, &going);
+	if (!going)
 		return 0;
-	count(COUNT_DECISIONS);
-	generation = at.generation = head->generation;
-	if (BPF_CORE_READ(inode, i_uid.val) == BPF_CORE_READ(task, cred, fsuid.val))
-		condition |= CONDITION_OWNER;
-	if (BPF_CORE_READ(task, signal, tty))
-		condition |= CONDITION_TTY;
-	class = class_of(task, copy, generation);
-	kept = bpf_inode_storage_get(&locations, inode, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!recall(kept, &at, entity, &set)) {
-		set = walk_to_set(dentry, mnt, copy, entity);
-		remember(kept, &at, entity, set);
-	}
-	outcome = outcome_of(copy, set, class, condition);
-	if (outcome.verdict != VERDICT_BLOCK) {
-		key.ino = BPF_CORE_READ(inode, i_ino);
-		key.dev = BPF_CORE_READ(inode, i_sb, s_dev);
-		table = bpf_map_lookup_elem(&inodes, &copy);
-		named = table ? bpf_map_lookup_elem(table, &key) : NULL;
-		if (named && named->set[entity & 1] != set) {
-			by_inode = outcome_of(copy, named->set[entity & 1], class, condition);
-			if (by_inode.verdict > outcome.verdict)
-				outcome = by_inode;
-		}
-	}
-	if (outcome.verdict == VERDICT_NONE)
-		outcome = outcome_of(copy, POSTURE_OF(entity), class, 0);
-	if (outcome.verdict < VERDICT_AUDIT)
-		return 0;
-	told.outcome = outcome;
-	told.dentry = dentry;
-	told.mnt = mnt;
-	told.ino = BPF_CORE_READ(inode, i_ino);
-	told.dev = BPF_CORE_READ(inode, i_sb, s_dev);
-	told.generation = generation;
-	told.operation = operation;
-	told.condition = condition;
-	tell(&told);
-	return outcome.verdict == VERDICT_BLOCK ? -EPERM : 0;
+	request.at.dentry = dentry;
+	request.at.mnt = mnt;
+	request.at.space = SPACE_FILE;
+	path_sets(&request.at);
+	if (request.flags & REQUEST_INODES)
+		request.named = named_set_of(dentry, request.at.copy);
+	return decide(&request);
+}
+
+static __always_inline int enforce_name(__u32 operation, __u64 dentry, __u64 mnt, __u32 flags)
+{
+	return refuses_name(operation, dentry, mnt, flags) ? -EPERM : 0;
 }
 
 #endif

@@ -12,7 +12,9 @@
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct pid_namespace;
-struct mnt_namespace;
+struct mnt_namespace {
+	__u64 event; /* rises with each change of its mounts */
+};
 
 struct upid {
 	int nr;
@@ -31,6 +33,9 @@ typedef struct {
 typedef struct {
 	__u32 val;
 } kuid_t;
+
+typedef unsigned short umode_t;
+typedef unsigned int fmode_t;
 
 struct cred {
 	kuid_t euid;
@@ -55,6 +60,7 @@ struct super_block {
 struct inode {
 	unsigned short i_mode;
 	kuid_t i_uid;
+	unsigned int i_nlink;
 	struct super_block *i_sb;
 	unsigned long i_ino;
 };
@@ -63,10 +69,12 @@ struct dentry {
 	struct dentry *d_parent;
 	struct qstr d_name;
 	struct inode *d_inode;
+	struct super_block *d_sb;
 };
 
 struct vfsmount {
 	struct dentry *mnt_root;
+	struct super_block *mnt_sb;
 };
 
 struct mount {
@@ -88,8 +96,23 @@ struct file {
 	struct inode *f_inode;
 };
 
+struct bpf_map {
+	__u32 id;
+};
+
+struct bpf_prog_aux {
+	__u32 id;
+};
+
+struct bpf_prog {
+	struct bpf_prog_aux *aux;
+};
+
 struct linux_binprm {
 	struct file *file;
+	unsigned long p;    /* where the arguments are in the new memory, one after the other */
+	unsigned long exec; /* above them: the file name */
+	int argc;
 };
 
 struct fs_struct {
@@ -100,6 +123,11 @@ struct mm_struct {
 	struct file *exe_file;
 	unsigned long arg_start;
 	unsigned long arg_end;
+};
+
+struct vm_area_struct {
+	struct file *vm_file;
+	unsigned long vm_flags;
 };
 
 struct tty_struct {
@@ -136,6 +164,7 @@ struct task_struct {
 	int tgid;
 	struct mm_struct *mm;
 	int exit_code;
+	unsigned in_execve : 1;
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;
 	const struct cred *cred;

@@ -73,16 +73,15 @@ static __always_inline __u64 sip_end(struct sip *s)
  */
 __noinline __u64 hash_name(__u64 name, __u64 len)
 {
-	__u64 chunk[CHUNK_WORDS], off, n;
+	__u64 chunk[CHUNK_WORDS], off = 0, n;
 	struct sip s;
 	int word;
 
 	if (!len || len >= NAME_MAX_BYTES)
 		return 0;
 	sip_start(&s);
-	for (off = 0; off < NAME_MAX_BYTES; off += CHUNK_BYTES) {
-		if (off >= len)
-			break;
+	do {
+		barrier_var(off); /* one register less to keep than what the compiler would make of it */
 		n = len - off;
 		if (n > CHUNK_BYTES)
 			n = CHUNK_BYTES;
@@ -93,7 +92,8 @@ __noinline __u64 hash_name(__u64 name, __u64 len)
 #pragma unroll
 		for (word = 0; word < CHUNK_WORDS; word++)
 			sip_word(&s, chunk[word]);
-	}
+		off += CHUNK_BYTES;
+	} while (off < len && off < NAME_MAX_BYTES);
 	sip_word(&s, len);
 	return sip_end(&s) ?: 1;
 }

@@ -5,6 +5,7 @@
  *
  * Unresolved: a dentry that hangs on no root (memfd, file handles), a mount that was taken down under the file, more steps than
  * the sink takes, or a name that cannot be read. The caller decides what that means; it is never a shorter path.
+ * A walk that starts without a mount goes up to the root of the file system and ends there, unresolved.
  */
 #ifndef GARRISON_PATH_WALK_H
 #define GARRISON_PATH_WALK_H
@@ -51,7 +52,7 @@ static __always_inline void walk_start(struct walk *walk, struct path *path)
 	walk->mnt = mnt ? mount_of(mnt) : NULL;
 	walk->name = NULL;
 	walk->len = 0;
-	walk->state = walk->dentry && mnt ? WALK_GOING : WALK_UNRESOLVED;
+	walk->state = walk->dentry ? WALK_GOING : WALK_UNRESOLVED;
 }
 
 /* One step up. Returns whether to go on. */

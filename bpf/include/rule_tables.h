@@ -6,7 +6,11 @@
  * Every table stands twice. ``active`` says which copy holds; user space fills the other one and switches, so that each decision is
  * made by exactly one generation. User space refills a copy only after a grace period, when no program can still read it.
  *
- * Cost: two walks up the path, one look-up per component, one more walk with a step per byte if there are globs, three look-ups
+ * A path is looked up twice over: by the names on the way up through the mounts, and by where it lies under an *anchor*: a directory
+ * on the way to what a rule names, known by device and inode since the rules were compiled. The second is its *home*: what it
+ * would be called had nobody bind-mounted or renamed a directory since. Mostly the two are one.
+ *
+ * Cost: two walks up the path, two look-ups per component, one more walk with a step per byte if there are globs, three look-ups
  * for the outcome. None of it depends on how many rules there are.
  *
  * Unresolved paths (see path_walk.h) lead to the set of all block rules: fail-closed. A table that lacks an entry which it must
@@ -50,11 +54,18 @@ struct sets {
 	__u32 exact, child, deep;
 };
 
+struct inode_key {
+	__u64 ino;
+	__u32 dev; /* as in the kernel: major << 20 | minor */
+	__u32 pad;
+};
+
 /* By the hash of its path; the root's is 0 and it is always there. */
 struct node {
 	struct sets process, file, source;
+	__u32 below; /* set of the file rules that name something at or below it */
 };
-_Static_assert(sizeof(struct node) == 36, "struct node");
+_Static_assert(sizeof(struct node) == 40, "struct node");
 
 struct dfa_state {
 	__u32 base, otherwise, accept;
@@ -72,6 +83,12 @@ struct record_key {
 	__u32 set, subject;
 };
 
+struct arg_key {
+	__u32 set;
+	__u32 len;
+	__u64 hash; /* enforce_exec.bpf.c says of what kind */
+};
+
 struct glob_sets {
 	__u32 set[ENTITIES];
 };
@@ -80,11 +97,14 @@ struct head {
 	__u32 generation; /* rises with each switch; 0: nothing was applied yet */
 	__u32 has_globs;
 	__u32 has_names;
-	__u32 pad;
+	__u32 has_anchors;
+	__u32 has_args;
+	__u32 has_lists;  /* postures */
+	__u32 has_inodes;
 	__u32 unresolved[ENTITIES];
 	__u8 classes[256];
 };
-_Static_assert(sizeof(struct head) == 280, "struct head");
+_Static_assert(sizeof(struct head) == 292, "struct head");
 
 /* ---- Maps ------------------------------------------------------------------------------------------------------------- */
 /*
@@ -108,6 +128,8 @@ _Static_assert(sizeof(struct head) == 280, "struct head");
 
 TWO_COPIES(heads, BPF_MAP_TYPE_ARRAY, BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct head));
 TWO_COPIES(nodes, BPF_MAP_TYPE_HASH, 0, sizeof(__u64), sizeof(struct node));
+TWO_COPIES(anchors, BPF_MAP_TYPE_HASH, 0, sizeof(struct inode_key), sizeof(__u64)); /* directory -> hash of its path */
+TWO_COPIES(args, BPF_MAP_TYPE_HASH, 0, sizeof(struct arg_key), sizeof(__u32)); /* argument that a set's rules list -> 1 */
 TWO_COPIES(names, BPF_MAP_TYPE_HASH, 0, sizeof(__u64), sizeof(__u32));
 TWO_COPIES(dfa_states, BPF_MAP_TYPE_ARRAY, BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct dfa_state));
 TWO_COPIES(dfa_slots, BPF_MAP_TYPE_ARRAY, BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct dfa_slot));
@@ -143,39 +165,98 @@ static __always_inline struct head *head_of(__u32 copy)
 	return inner ? bpf_map_lookup_elem(inner, &zero) : NULL;
 }
 
-/*
- * The deepest node of the tree that lies on a path. The first walk hashes the whole path; if the tree has a node there, that is it.
- * The second takes one component after the other off the end, so the first directory that is found is the deepest.
- */
-struct climb {
-	struct hash_walk hash; /* of the path; on the second walk of what is left of it */
-	__u64 last;	       /* hash of its last component */
-	struct sets sets;
+static __always_inline struct inode_key inode_key_of(const struct inode *inode)
+{
+	struct inode_key key = {.ino = BPF_CORE_READ(inode, i_ino), .dev = BPF_CORE_READ(inode, i_sb, s_dev)};
+
+	return key;
+}
+
+static __always_inline void walk_from(struct walk *walk, __u64 dentry, __u64 mnt)
+{
+	walk->dentry = (void *)dentry;
+	walk->mnt = mnt ? mount_of((void *)mnt) : NULL;
+	walk->name = NULL;
+	walk->len = 0;
+	walk->state = dentry ? WALK_GOING : WALK_UNRESOLVED;
+}
+
+/* A path, and what the tables say of it. */
+struct lookup {
+	__u64 dentry;
+	__u64 mnt; /* 0: not known; there are no names to go by then, and the path is its home */
+	__u64 last; /* hash of its last component */
+	__u64 sum;  /* hash of it all; 0 when it cannot be told */
 	__u32 copy;
 	__u32 space;
+	__u32 set;   /* by its names */
+	__u32 home;  /* by where it lies under an anchor; the same as by its names without one */
+	__u32 below; /* set of the file rules about what is at and below it, by either way */
+	__u32 pad;
+};
+
+/*
+ * The deepest node of the tree that lies on a path. The first walk hashes the whole path and finds the first anchor; if the tree has a
+ * node at the path's hash, that is it. The second takes one component after the other off the end, so the first directory that
+ * is found is the deepest.
+ */
+struct climb {
+	struct walk at;
+	__u64 sum;   /* of the path; on the second walk of what is left of it */
+	__u64 power; /* hash_factor to the number of components so far */
+	__u64 last;
+	__u64 home; /* hash of its path by the nearest anchor */
+	__u32 copy;
 	__u32 taken; /* components */
-	__u32 found;
+	__u32 set;
+	__u32 below;
+	__u8 space;
+	__u8 found;
+	__u8 seek; /* an anchor is still sought */
+	__u8 anchored;
+	__u8 split; /* a mount was crossed in the middle of a file system before an anchor was met */
+	__u8 pad[3];
 };
 
 /* By comparison, not by index: an index read back from memory has no bounds for the verifier. */
-static __always_inline struct sets sets_of(const struct node *node, __u32 space)
+static __always_inline const struct sets *sets_of(const struct node *node, __u8 space)
 {
-	return space == SPACE_PROCESS ? node->process : space == SPACE_FILE ? node->file : node->source;
+	return space == SPACE_PROCESS ? &node->process : space == SPACE_FILE ? &node->file : &node->source;
+}
+
+static __always_inline void seek_anchor(struct climb *climb)
+{
+	struct dentry *dentry = climb->at.dentry;
+	struct inode_key key = inode_key_of(BPF_CORE_READ(dentry, d_inode));
+	void *table = bpf_map_lookup_elem(&anchors, &climb->copy);
+	const __u64 *above = table ? bpf_map_lookup_elem(table, &key) : NULL;
+
+	if (!above)
+		return;
+	climb->home = climb->sum + climb->power * *above;
+	climb->anchored = 1;
+	climb->seek = 0;
 }
 
 static long sum_step(__u32 index, void *context)
 {
 	struct climb *climb = context;
+	struct dentry *left = climb->at.dentry;
 	__u64 component;
 
-	if (!hash_step(&climb->hash.at, &component))
+	if (climb->seek)
+		seek_anchor(climb);
+	if (!hash_step(&climb->at, &component))
 		return 1;
-	if (!component)
+	if (!component) {
+		if (climb->seek && BPF_CORE_READ(left, d_parent) != left)
+			climb->split = 1;
 		return 0;
+	}
 	if (!climb->last)
 		climb->last = component;
-	climb->hash.sum += component * climb->hash.power;
-	climb->hash.power *= hash_factor;
+	climb->sum += component * climb->power;
+	climb->power *= hash_factor;
 	return 0;
 }
 
@@ -183,41 +264,94 @@ static long climb_step(__u32 index, void *context)
 {
 	struct climb *climb = context;
 	void *table = bpf_map_lookup_elem(&nodes, &climb->copy);
-	const struct node *node = table ? bpf_map_lookup_elem(table, &climb->hash.sum) : NULL;
+	const struct node *node = table ? bpf_map_lookup_elem(table, &climb->sum) : NULL;
+	const struct sets *sets;
 	__u64 component;
 
 	if (node) {
-		climb->sets = sets_of(node, climb->space);
+		sets = sets_of(node, climb->space);
+		climb->set = !climb->taken ? sets->exact : climb->taken == 1 ? sets->child : sets->deep;
+		climb->below = climb->taken ? NO_SET : node->below;
 		climb->found = 1;
 		return 1;
 	}
-	if (!hash_step(&climb->hash.at, &component))
+	if (!hash_step(&climb->at, &component))
 		return 1;
 	if (component) {
-		climb->hash.sum = (climb->hash.sum - component) * hash_inverse;
+		climb->sum = (climb->sum - component) * hash_inverse;
 		climb->taken++;
 	}
 	return 0;
 }
 
-/* Fills ``climb``, of which copy and space are set. Returns whether the path was resolved. */
-static __always_inline int climb_path(struct climb *climb, struct path *path)
+static __always_inline void climb_from(struct climb *climb, __u64 dentry, __u64 mnt, __u64 sum)
 {
-	climb->hash.power = 1;
-	walk_start(&climb->hash.at, path);
+	walk_from(&climb->at, dentry, mnt);
+	climb->sum = sum;
+	climb->power = 1;
+	climb->taken = 0;
+	climb->found = 0;
 	FORGET(*climb);
-	if (climb->hash.at.state == WALK_GOING)
-		bpf_loop(STEPS_MAX, sum_step, climb, 0);
-	if (climb->hash.at.state != WALK_ROOT)
-		return 0;
-	walk_start(&climb->hash.at, path);
-	FORGET(climb->hash.at);
-	/* One step more than components: the last looks the root up. A directory renamed meanwhile leads nowhere: unresolved. */
-	bpf_loop(STEPS_MAX + 1, climb_step, climb, 0);
-	return climb->found;
 }
 
-#define GLOB_CHUNK 32 /* bytes of a name read at a time */
+/*
+ * Fills all of ``lookup`` that is not given. A path without names and without an anchor is named by no rule. Negative when the path
+ * cannot be told. Verified for itself, for any argument.
+ */
+__noinline int tree_sets(struct lookup *lookup)
+{
+	struct climb climb = {};
+	const struct head *head;
+	__u64 mnt;
+
+	if (!lookup)
+		return -1;
+	climb.copy = lookup->copy;
+	climb.space = lookup->space;
+	head = head_of(climb.copy);
+	if (!head)
+		return -1;
+	mnt = lookup->mnt;
+	climb.seek = head->has_anchors != 0;
+	climb_from(&climb, lookup->dentry, mnt, 0);
+	bpf_loop(STEPS_MAX, sum_step, &climb, 0);
+	if (mnt && climb.at.state != WALK_ROOT)
+		return -1;
+	lookup->last = climb.last;
+	lookup->sum = climb.sum;
+	lookup->set = lookup->home = lookup->below = NO_SET;
+	if (climb.seek && climb.split) {
+		mnt = 0;
+		climb_from(&climb, lookup->dentry, 0, 0);
+		bpf_loop(STEPS_MAX, sum_step, &climb, 0);
+	}
+	/* One step more than components: the last looks the root up. A directory renamed meanwhile leads nowhere: unresolved. */
+	if (climb.anchored && (!lookup->mnt || climb.home != lookup->sum)) {
+		climb_from(&climb, lookup->dentry, mnt, climb.home);
+		bpf_loop(STEPS_MAX + 1, climb_step, &climb, 0);
+		if (!climb.found)
+			return -1;
+		lookup->home = climb.set;
+		lookup->below = climb.below;
+	}
+	if (!lookup->mnt) {
+		lookup->set = lookup->home;
+		return 0;
+	}
+	climb_from(&climb, lookup->dentry, lookup->mnt, lookup->sum);
+	bpf_loop(STEPS_MAX + 1, climb_step, &climb, 0);
+	if (!climb.found)
+		return -1;
+	lookup->set = climb.set;
+	if (!lookup->home)
+		lookup->home = climb.set;
+	if (climb.below)
+		lookup->below = climb.below;
+	return 0;
+}
+
+#define PATH_MAX_BYTES 4096
+#define GLOB_CHUNK 8 /* bytes of a name read at a time; 32 would cost a newer verifier four times as long */
 
 /* Up the path, byte by byte from its end, through the automaton of globs. */
 struct glob_walk {
@@ -225,66 +359,55 @@ struct glob_walk {
 	__u32 copy;
 	__u32 state;
 	__u32 left; /* bytes of the present component */
-	__u32 broken;
 	char chunk[GLOB_CHUNK];
 };
 
-static __always_inline __u32 dfa_step(void *states, void *slots, const struct head *head, __u32 state, __u8 byte)
+/* Takes ``*state`` one byte further. */
+static __always_inline void dfa_step(void *states, void *slots, const struct head *head, __u32 *state, __u8 byte)
 {
-	const struct dfa_state *row = bpf_map_lookup_elem(states, &state);
+	const struct dfa_state *row = bpf_map_lookup_elem(states, state);
 	const struct dfa_slot *slot;
 	__u32 at;
 
-	if (!row)
-		return DFA_DEAD;
+	if (!row) {
+		*state = DFA_DEAD;
+		return;
+	}
 	at = row->base + head->classes[byte];
 	slot = bpf_map_lookup_elem(slots, &at);
-	return slot && slot->owner == state ? slot->next : row->otherwise;
+	*state = slot && slot->owner == *state ? slot->next : row->otherwise;
 }
 
-static long glob_chunk(__u32 index, void *context)
+/* One turn: a step up when the present component is done, then up to GLOB_CHUNK bytes of it. */
+static long glob_turn(__u32 index, void *context)
 {
 	struct glob_walk *walk = context;
 	void *states = bpf_map_lookup_elem(&dfa_states, &walk->copy), *slots = bpf_map_lookup_elem(&dfa_slots, &walk->copy);
 	const struct head *head = head_of(walk->copy);
-	__u32 left = walk->left, n = left > GLOB_CHUNK ? GLOB_CHUNK : left, state = walk->state, i;
+	__u32 left, n, i;
 
-	if (!states || !slots || !head || !n || n > GLOB_CHUNK || left >= NAME_MAX_BYTES)
-		return 1;
-	if (bpf_probe_read_kernel(walk->chunk, n, walk->at.name + (left - n))) {
-		walk->broken = 1;
+	if (!walk->left) {
+		if (!walk_step(&walk->at))
+			return 1;
+		if (!walk->at.name)
+			return 0;
+		walk->left = walk->at.len;
+	}
+	left = walk->left;
+	n = left > GLOB_CHUNK ? GLOB_CHUNK : left;
+	if (!states || !slots || !head || !n || n > GLOB_CHUNK || left >= NAME_MAX_BYTES ||
+	    bpf_probe_read_kernel(walk->chunk, n, walk->at.name + (left - n))) {
+		walk->at.state = WALK_UNRESOLVED;
 		return 1;
 	}
+	walk->left = left - n;
 	for (i = 0; i < GLOB_CHUNK; i++) {
 		if (i >= n)
 			break;
-		state = dfa_step(states, slots, head, state, walk->chunk[(n - 1 - i) & (GLOB_CHUNK - 1)]);
+		dfa_step(states, slots, head, &walk->state, walk->chunk[(n - 1 - i) & (GLOB_CHUNK - 1)]);
 	}
-	walk->state = state;
-	walk->left = left - n;
-	return walk->left == 0;
-}
-
-static long glob_step(__u32 index, void *context)
-{
-	struct glob_walk *walk = context;
-	void *states, *slots;
-	const struct head *head;
-
-	if (!walk_step(&walk->at))
-		return 1;
-	if (!walk->at.name)
-		return 0;
-	walk->left = walk->at.len;
-	bpf_loop(NAME_MAX_BYTES / GLOB_CHUNK, glob_chunk, walk, 0);
-	states = bpf_map_lookup_elem(&dfa_states, &walk->copy);
-	slots = bpf_map_lookup_elem(&dfa_slots, &walk->copy);
-	head = head_of(walk->copy);
-	if (walk->left || walk->broken || !states || !slots || !head) {
-		walk->broken = 1;
-		return 1;
-	}
-	walk->state = dfa_step(states, slots, head, walk->state, '/');
+	if (!walk->left)
+		dfa_step(states, slots, head, &walk->state, '/');
 	return walk->state == DFA_DEAD;
 }
 
@@ -292,17 +415,16 @@ static long glob_step(__u32 index, void *context)
 __noinline int glob_accept(__u64 dentry, __u64 mnt, __u32 copy)
 {
 	struct glob_walk walk = {.copy = copy, .state = DFA_START};
-	struct path path = {.dentry = (void *)dentry, .mnt = (void *)mnt};
 	const struct dfa_state *row;
 	void *states;
 
-	walk_start(&walk.at, &path);
+	walk_from(&walk.at, dentry, mnt);
 	FORGET(walk);
 	if (walk.at.state == WALK_GOING)
-		bpf_loop(STEPS_MAX, glob_step, &walk, 0);
+		bpf_loop(STEPS_MAX + PATH_MAX_BYTES / GLOB_CHUNK, glob_turn, &walk, 0);
 	if (walk.state == DFA_DEAD)
 		return 0;
-	if (walk.broken || walk.at.state != WALK_ROOT)
+	if (walk.at.state != WALK_ROOT)
 		return -1;
 	states = bpf_map_lookup_elem(&dfa_states, &copy);
 	row = states ? bpf_map_lookup_elem(states, &walk.state) : NULL;

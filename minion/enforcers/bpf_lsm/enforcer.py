@@ -11,14 +11,12 @@ Owns: the programs' life, pins, generations. Does not own: what rules mean (``pr
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-import secrets
-import shutil
 import struct
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
@@ -30,25 +28,34 @@ from garrison.common.errors import BackendUnsupportedError, GarrisonError, Kerne
 from garrison.common.frames import RuleReport
 from garrison.common.policy.rules import Rule, RuleSet
 from garrison.minion.enforcers.base import Emit, Enforcer, EnforcerStatus, Probe
-from garrison.minion.enforcers.bpf_lsm.events import COUNTERS, alert, decode_decision
+from garrison.minion.enforcers.bpf_lsm.events import COUNTERS, TAMPER_BYTES, alert, decode_decision, decode_tamper, tamper_event
+from garrison.minion.enforcers.bpf_lsm.inodes import Inodes
 from garrison.minion.enforcers.bpf_lsm.layout import TABLES, Tables, TableType, lay_out
+from garrison.minion.enforcers.bpf_lsm.pins import OUR_TABLE, Pins, remove
 from garrison.minion.enforcers.bpf_lsm.program import compile_program
 from garrison.minion.enforcers.bpf_lsm.report import BACKEND, report_rules
 from garrison.minion.enforcers.bpf_lsm.subject_events import SUBJECT_COUNTERS, SUBJECT_RECORD_BYTES, decode_subject
 
-__all__ = ["OBJECTS", "PINS", "BpfLsmEnforcer"]
+__all__ = ["PINS", "BpfLsmEnforcer", "Tamper"]
 
 PINS: Final = Path("/sys/fs/bpf/garrison")
-OBJECTS: Final = ("enforce_exec", "enforce_files", "enforce_network", "enforce_capabilities")
-_SUBJECT_MAPS: Final = ("exempt", "repeats", "subject_counters")  # of enforce_network and enforce_capabilities alone
-_SHARED: Final = (*TABLES, "active", "epoch", "agent", "events", "lost", "counters", "subjects", "locations", "secret")
 _INNER_MAP: Final = 1 << 12  # BPF_F_INNER_MAP: numbered tables of a copy may have any size
 _KEPT_GENERATIONS: Final = 8  # whose events may still be in the ring
 _ZERO: Final = bytes(4)
 _U32: Final = struct.Struct("=I")
+_OURS: Final = struct.Struct("=Q")
 _LOST_KEY: Final = struct.Struct("=II")
+_PROTECTION: Final = struct.Struct("=QI4xI4x")  # struct protection
 
 _log = logging.getLogger(__name__)
+
+
+class Tamper(IntEnum):
+    """What becomes of others' attempts at pins, maps and process of the agent. Source: enum tamper."""
+
+    OFF = 0
+    AUDIT = 1
+    BLOCK = 2
 
 
 class BpfLsmEnforcer(Enforcer):
@@ -57,12 +64,13 @@ class BpfLsmEnforcer(Enforcer):
     Args:
         emit: Takes alerts.
         pins: Directory on a bpffs.
+        tamper: What becomes of attempts to weaken enforcement.
     """
 
     name = BACKEND
 
-    def __init__(self, emit: Emit, *, pins: Path = PINS) -> None:
-        self._emit, self._pins = emit, pins
+    def __init__(self, emit: Emit, *, pins: Path = PINS, tamper: Tamper = Tamper.AUDIT) -> None:
+        self._emit, self._pins, self._tamper = emit, Pins(pins), tamper
         self._lock = threading.Lock()
         self._probe: Probe | None = None
         self._maps: dict[str, BpfMap] = {}
@@ -75,14 +83,13 @@ class BpfLsmEnforcer(Enforcer):
 
     # ---- Enforcer ------------------------------------------------------------------------------------------------------
     def probe(self) -> Probe:
-        """Load all programs, once, and attach the one that is never called in between."""
+        """Load all programs, once; if they are attached already, that is proof enough."""
         if self._probe is None:
             try:
                 if "bpf" not in _active_lsms():
                     raise BackendUnsupportedError("the kernel's list of security modules has no bpf", hint="add bpf to lsm=")
-                loaded = _load_all({}, PathHasher(secrets.token_bytes(KEY_BYTES)))
-                for made in loaded:
-                    made.close()
+                if not self._pins.is_installed():
+                    self._pins.load()
                 self._probe = Probe(ok=True)
             except (GarrisonError, OSError) as err:
                 self._probe = Probe(ok=False, reason=str(err))
@@ -100,14 +107,17 @@ class BpfLsmEnforcer(Enforcer):
         with self._lock:
             self._take_over()
             number = self._generation + 1
-            tables = lay_out(program, number, hasher=self._held_hasher(), inode_of=_inode_of)
-            copy = _U32.pack(1 - self._active())
+            tables = lay_out(program, number, hasher=self._held_hasher(), inode_of=Inodes().of)
+            copy = 1 - self._active()
             for name in TABLES:
                 self._fill(name, copy, tables)
+            self._pins.rules.keep(number, program.rules, _KEPT_GENERATIONS)
             self._rules[number] = program.rules
-            self._maps["active"].update(_ZERO, copy)
+            self._maps["active"].update(_ZERO, _U32.pack(copy))
             self._generation = number
             self._rules.pop(number - _KEPT_GENERATIONS, None)
+            self._protect()
+            self._retire_others()
         return report_rules(rules)
 
     def status(self) -> EnforcerStatus:
@@ -128,68 +138,79 @@ class BpfLsmEnforcer(Enforcer):
             if self._names is not None:
                 self._names.close()
                 self._names = None
+            self._pins.close()
+            self._forget_agent()
             for held in self._maps.values():
                 held.close()
             self._maps = {}
 
     def release(self) -> None:
-        """Take everything away: links first, so that nothing is decided by half."""
+        """Take everything away."""
         self.close()
-        for folder in ("links", "maps"):
-            shutil.rmtree(self._pins / folder, ignore_errors=True)
-        shutil.rmtree(self._pins, ignore_errors=True)
+        self._pins.remove_all()
 
     # ---- taking over -----------------------------------------------------------------------------------------------------
     def _take_over(self) -> None:
         """Find what is pinned, or load, attach and pin it. Idempotent."""
         if self._maps:
             return
-        version = self._pins / "version"
-        if (self._pins / "maps").is_dir() and version.is_dir() and (version / _version()).is_dir():
-            self._maps = {name: open_pinned_map(self._pins / "maps" / name) for name in (*_SHARED, *_SUBJECT_MAPS)}
-            self._hasher = PathHasher(self._maps["secret"].lookup(_ZERO) or bytes(KEY_BYTES))
-        else:
-            self._install()
-        self._note_agent()
+        if not self._pins.is_installed():
+            if self._pins.folder.is_dir():
+                remove(self._pins.folder)
+            self._pins.install()
+        self._maps = self._pins.open_maps()
+        self._hasher = PathHasher(self._maps["secret"].lookup(_ZERO) or bytes(KEY_BYTES))
         head = self._head(self._active())
         self._generation = _U32.unpack_from(head)[0] if head else 0
+        self._rules = self._pins.rules.load()
         self._names = CgroupNames(cgroup2_root())
         self._reader = RingReader(self._maps["events"], self._on_record, name="lsm-events")
+        self._note_agent()
 
-    def _install(self) -> None:
-        key = secrets.token_bytes(KEY_BYTES)
-        self._hasher = PathHasher(key)
-        loaded = _load_all({}, self._hasher)
-        try:
-            (self._pins / "maps").mkdir(mode=0o700, parents=True)
-            (self._pins / "links").mkdir(mode=0o700)
-            loaded[0].maps["secret"].update(_ZERO, key)
-            for name in (*_SHARED, *_SUBJECT_MAPS):
-                next(made for made in loaded if name in made.map_names).pin_map(name, self._pins / "maps" / name)
-            for made in loaded:
-                for program in made.programs.values():
-                    if program.name.startswith("guard_"):
-                        program.attach().pin(self._pins / "links" / program.name)
-            (self._pins / "version" / _version()).mkdir(parents=True)
-            self._maps = {name: open_pinned_map(self._pins / "maps" / name) for name in (*_SHARED, *_SUBJECT_MAPS)}
-        except BaseException:
-            shutil.rmtree(self._pins, ignore_errors=True)
-            raise
-        finally:
-            for made in loaded:
-                made.close()
+    def _retire_others(self) -> None:
+        """Let go of other versions, now that this one holds rules. What they still had to tell is told."""
+        for folder in self._pins.others():
+            try:
+                told = open_pinned_map(folder / "maps" / "events")
+            except KernelError:
+                _log.warning("pins=%s events=unreadable", folder)  # never got so far as to tell anything
+            else:
+                RingReader(told, self._on_record, name="lsm-old-events").close()
+                told.close()
+            remove(folder)
+
+    # ---- protecting itself -----------------------------------------------------------------------------------------------
+    def _protect(self) -> None:
+        """Tell the kernel which tables are ours now, and where the pins are."""
+        tables = {_OURS.pack(number << 1) for number in self._table_ids()}
+        ours = self._maps["ours"]
+        for key in set(ours.keys()) - tables:
+            if ours.lookup(key) == OUR_TABLE:
+                ours.delete(key)
+        for key in tables:
+            ours.update(key, OUR_TABLE)
+        at = Inodes().of(f"{self._pins.root}/") or (0, 0)
+        self._maps["protection"].update(_ZERO, _PROTECTION.pack(at[1], at[0], self._tamper))
+
+    def _table_ids(self) -> Iterator[int]:
+        for name in TABLES:
+            for copy in (0, 1):
+                if raw := self._maps[name].lookup(_U32.pack(copy)):
+                    yield _U32.unpack(raw)[0]
+
+    def _forget_agent(self) -> None:
+        """From now on the next agent may take over, as if this one had died."""
+        if self._maps:
+            held = self._maps["agent"].lookup(_ZERO) or bytes(16)
+            self._maps["agent"].update(_ZERO, held[:12] + bytes(4))
 
     def _note_agent(self) -> None:
-        with Object(object_path(OBJECTS[0])) as noting:
-            noting.autoload(["note_agent"])
-            noting.reuse_map("agent", self._maps["agent"])
-            noting.load()
-            noting.programs["note_agent"].run()
-        with Object(object_path("enforce_capabilities")) as noting:
-            noting.autoload(["note_exempt"])
-            noting.reuse_map("exempt", self._maps["exempt"])
-            noting.load()
-            noting.programs["note_exempt"].run()
+        for name, program, held in (("enforce_exec", "note_agent", "agent"), ("enforce_capabilities", "note_exempt", "exempt")):
+            with Object(object_path(name)) as noting:
+                noting.autoload([program])
+                noting.reuse_map(held, self._maps[held])
+                noting.load()
+                noting.programs[program].run()
 
     # ---- tables ----------------------------------------------------------------------------------------------------------
     def _held_hasher(self) -> PathHasher:
@@ -211,12 +232,12 @@ class BpfLsmEnforcer(Enforcer):
         finally:
             with_id.close()
 
-    def _fill(self, name: str, copy: bytes, tables: Tables) -> None:
+    def _fill(self, name: str, copy: int, tables: Tables) -> None:
         rows, kind = tables[name], TABLES[name]
         made = _make_table(name, kind, len(rows))
         try:
             made.update_batch(rows)
-            self._maps[name].update(copy, _U32.pack(made.fd))
+            self._maps[name].update(_U32.pack(copy), _U32.pack(made.fd))
         finally:
             made.close()  # the outer map holds it
 
@@ -242,52 +263,25 @@ class BpfLsmEnforcer(Enforcer):
         return rules[number - 1] if 0 < number <= len(rules) else None
 
     def _on_record(self, raw: bytes) -> None:
+        if len(raw) == TAMPER_BYTES:
+            attempt = decode_tamper(raw)
+            self._emit(tamper_event(attempt, self._cgroup(attempt.actor.cgroup_id)))
+            return
         record = decode_subject(raw) if len(raw) == SUBJECT_RECORD_BYTES else decode_decision(raw)
         rule = self._rule(record.generation, record.rule)
         if rule is None:
             self._unknown += 1
             _log.error("event=unnamed generation=%d rule=%d", record.generation, record.rule)
             return
-        cgroup = self._names.path(record.actor.cgroup_id) if self._names else ""
-        self._emit(alert(record, rule, cgroup))
+        self._emit(alert(record, rule, self._cgroup(record.actor.cgroup_id)))
 
-
-def _load_all(shared: dict[str, BpfMap], hasher: PathHasher) -> list[Object]:
-    """Load every object, all with the same maps, nothing attached."""
-    loaded: list[Object] = []
-    maps = dict(shared)
-    try:
-        for name in OBJECTS:
-            made = Object(object_path(name))
-            loaded.append(made)
-            made.set_rodata(hasher.rodata)
-            for map_name in made.map_names & maps.keys():
-                made.reuse_map(map_name, maps[map_name])
-            made.load()
-            maps = {**made.maps, **maps}
-    except BaseException:
-        for made in loaded:
-            made.close()
-        raise
-    return loaded
+    def _cgroup(self, number: int) -> str:
+        return self._names.path(number) if self._names else ""
 
 
 def _make_table(name: str, kind: TableType, rows: int) -> BpfMap:
     map_type, flags = (MapType.HASH, 0) if kind.keyed else (MapType.ARRAY, _INNER_MAP)
     return BpfMap.create(map_type, kind.key_bytes, kind.value_bytes, max(rows, 1), name=name, flags=flags)
-
-
-def _version() -> str:
-    """Digest of the programs: pins of another version are not taken over."""
-    return hashlib.sha256(b"".join(object_path(name).read_bytes() for name in OBJECTS)).hexdigest()[:16]
-
-
-def _inode_of(path: str) -> tuple[int, int] | None:
-    try:
-        found = Path(path).stat()
-    except (OSError, ValueError):
-        return None  # not there: the rule holds by path alone, which is what it says
-    return os.major(found.st_dev) << 20 | os.minor(found.st_dev), found.st_ino
 
 
 def _active_lsms() -> list[str]:

@@ -13,14 +13,51 @@ from garrison.common.events import Actor, Event, Kind, Lane, Scalar
 from garrison.common.policy.rules import Rule, Verdict
 from garrison.minion.enforcers.bpf_lsm.report import BACKEND
 
-__all__ = ["COUNTERS", "VERDICTS", "DecisionRecord", "alert", "decode_decision"]
+__all__ = [
+    "COUNTERS",
+    "TAMPER_BYTES",
+    "VERDICTS",
+    "DecisionRecord",
+    "TamperRecord",
+    "alert",
+    "decode_decision",
+    "decode_tamper",
+    "tamper_event",
+]
 
 COUNTERS: Final = ("decisions", "blocks", "audits", "lost", "lost_unnamed", "unresolved", "table_errors", "walks")  # enum counter
-_OPERATIONS: Final = ("exec", "open", "map", "unlink", "rename", "link", "create", "setattr", "truncate")  # enum operation
+# enum operation
+_OPERATIONS: Final = (
+    "exec",
+    "open",
+    "map",
+    "unlink",
+    "rename",
+    "link",
+    "create",
+    "setattr",
+    "truncate",
+    "map_shared",
+    "receive",
+    "exec",
+)
+_EXEC_KILLED: Final = 11
 VERDICTS: Final = (Verdict.ALLOW, Verdict.ALLOW, Verdict.AUDIT, Verdict.BLOCK)  # enum verdict
 _NAMES: Final = 1024 + 256
 _FIXED: Final = struct.Struct(f"={ACTOR_BYTES}sIIBBxxIIii4xQI4x")
 _RECORD_BYTES: Final = _FIXED.size + 2 * _NAMES
+_TAMPER: Final = struct.Struct(f"={ACTOR_BYTES}sIIIi")
+TAMPER_BYTES: Final = _TAMPER.size + _NAMES
+# enum attempt: operation, and what it was done to; %d is a number of the kernel's, or of a signal
+_ATTEMPTS: Final = (
+    ("unpin", "pins"),
+    ("umount", "pins"),
+    ("open", "map %d"),
+    ("open", "program %d"),
+    ("ptrace", "agent"),
+    ("signal %d", "agent"),
+)
+_TAMPER_SEVERITY: Final = 9
 
 
 class DecisionRecord(NamedTuple):
@@ -36,6 +73,7 @@ class DecisionRecord(NamedTuple):
     path: str
     inode: int
     device: int
+    killed: bool = False  # it could not be refused any more: the program was ended before its first instruction
     repeats: int = 0  # like operations that were only counted since the last record
 
 
@@ -63,14 +101,12 @@ def decode_decision(raw: bytes) -> DecisionRecord:
         path=decode_names(path, path_used)[0],
         inode=inode,
         device=device,
+        killed=operation == _EXEC_KILLED,
     )
 
 
 def alert(record: DecisionRecord, rule: Rule, cgroup: str) -> Event:
-    """Return the event of one decision. What is not in the record comes from /proc while the process still is what it was."""
-    who = record.actor
-    alive = who.pid > 0 and proc_link(who.pid, "exe") == record.exe
-    raw = proc_args(who.pid) if alive else b""
+    """Return the event of one decision."""
     data: dict[str, Scalar | list[Scalar]] = {
         "message": rule.message,
         "tags": list(rule.tags),
@@ -79,30 +115,82 @@ def alert(record: DecisionRecord, rule: Rule, cgroup: str) -> Event:
         "repeats": record.repeats or None,
     }
     return Event(
-        ts=time.time_ns() - (time.monotonic_ns() - who.mono_ns),
-        mono=who.mono_ns,
+        ts=_wall_ns(record.actor.mono_ns),
+        mono=record.actor.mono_ns,
         lane=Lane.ALERT,
         kind=Kind.ALERT,
         severity=rule.severity,
-        actor=Actor(
-            pid=who.pid or -1,
-            ppid=who.ppid if who.pid else -1,
-            exe=record.exe or who.comm,
-            args=cut_args(raw, len(raw))[0],
-            cwd=proc_link(who.pid, "cwd") if alive else "",
-            uid=who.uid,
-            auid=who.auid,
-            ses=who.ses,
-            tty=who.tty,
-            unit=unit_of(cgroup),
-            container=container_of(cgroup),
-        ),
+        actor=_who(record.actor, record.exe, cgroup),
         object=record.path,
         operation=record.operation,
         verdict=record.verdict.value,
-        result="EPERM" if record.verdict is Verdict.BLOCK else "passed",
+        result="SIGKILL" if record.killed else "EPERM" if record.verdict is Verdict.BLOCK else "passed",
         policy=rule.policy,
         rule=rule.id,
         backend=BACKEND,
         data={key: value for key, value in data.items() if value},
+    )
+
+
+class TamperRecord(NamedTuple):
+    """One attempt to weaken enforcement, as the kernel told it."""
+
+    actor: ActorRecord
+    operation: str
+    target: str
+    refused: bool
+    exe: str
+
+
+def decode_tamper(raw: bytes) -> TamperRecord:
+    """Return the attempt in ``raw``, which has ``TAMPER_BYTES``.
+
+    Raises:
+        FrameError: It holds numbers that the programs never write.
+    """
+    head, attempt, refused, detail, exe_used = _TAMPER.unpack_from(raw)
+    if attempt >= len(_ATTEMPTS):
+        raise FrameError(f"attempt {attempt} at the agent")
+    operation, target = (text.replace("%d", str(detail)) for text in _ATTEMPTS[attempt])
+    exe = decode_names(raw[_TAMPER.size :], exe_used)[0]
+    return TamperRecord(decode_actor(head), operation, target, bool(refused), exe)
+
+
+def tamper_event(record: TamperRecord, cgroup: str) -> Event:
+    """Return the event of one attempt."""
+    return Event(
+        ts=_wall_ns(record.actor.mono_ns),
+        mono=record.actor.mono_ns,
+        lane=Lane.ALERT,
+        kind=Kind.TAMPER,
+        severity=_TAMPER_SEVERITY,
+        actor=_who(record.actor, record.exe, cgroup),
+        object=record.target,
+        operation=record.operation,
+        verdict=(Verdict.BLOCK if record.refused else Verdict.AUDIT).value,
+        result="EPERM" if record.refused else "passed",
+        backend=BACKEND,
+    )
+
+
+def _wall_ns(mono_ns: int) -> int:
+    return time.time_ns() - (time.monotonic_ns() - mono_ns)
+
+
+def _who(who: ActorRecord, exe: str, cgroup: str) -> Actor:
+    """What is not in the record comes from /proc while the process still is what it was."""
+    alive = who.pid > 0 and proc_link(who.pid, "exe") == exe
+    raw = proc_args(who.pid) if alive else b""
+    return Actor(
+        pid=who.pid or -1,
+        ppid=who.ppid if who.pid else -1,
+        exe=exe or who.comm,
+        args=cut_args(raw, len(raw))[0],
+        cwd=proc_link(who.pid, "cwd") if alive else "",
+        uid=who.uid,
+        auid=who.auid,
+        ses=who.ses,
+        tty=who.tty,
+        unit=unit_of(cgroup),
+        container=container_of(cgroup),
     )

@@ -25,16 +25,20 @@ __all__ = ["ENTITIES", "TABLES", "TableType", "Tables", "lay_out", "rule_at"]
 ENTITIES: Final = (Entity.PROCESS, Entity.FILE)  # enum entity
 _VERDICTS: Final = {Verdict.ALLOW: 1, Verdict.AUDIT: 2, Verdict.BLOCK: 3}  # enum verdict; 0: nothing fired or granted
 _OUTCOME: Final = struct.Struct("=BBxxI")
-_NODE: Final = struct.Struct("=9I")
-_HEAD: Final = struct.Struct("=III4xII256s")
+_NODE: Final = struct.Struct("=10I")
+_HEAD: Final = struct.Struct("=9I256s")
 _PAIR: Final = struct.Struct("=II")
 _TRIPLE: Final = struct.Struct("=III")
 _INODE: Final = struct.Struct("=QI4x")
+_ARG: Final = struct.Struct("=IIQ")
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
 _SUBJECT_HEAD: Final = struct.Struct("=QQII")
 _POSTURE_OF: Final = 0xFFFF_FFFF
 _POSTURES: Final = ENTITIES + SUBJECTS
+
+InodeOf = Callable[[str], tuple[int, int] | None]
+"""Path → (device as the kernel numbers it, inode number); ``None`` when nothing is there, or with a final slash no directory."""
 
 Tables = Mapping[str, Mapping[bytes, bytes]]
 """Table → key → value. Tables of numbered rows have the row's number as key, in order and without holes."""
@@ -51,6 +55,8 @@ class TableType(msgspec.Struct, frozen=True):
 TABLES: Final[Mapping[str, TableType]] = {
     "heads": TableType(False, 4, _HEAD.size),
     "nodes": TableType(True, 8, _NODE.size),
+    "anchors": TableType(True, _INODE.size, 8),
+    "args": TableType(True, _ARG.size, 4),
     "names": TableType(True, 8, 4),
     "dfa_states": TableType(False, 4, _TRIPLE.size),
     "dfa_slots": TableType(False, 4, _PAIR.size),
@@ -58,7 +64,7 @@ TABLES: Final[Mapping[str, TableType]] = {
     "unions": TableType(True, _TRIPLE.size, 4),
     "rows": TableType(True, _PAIR.size, 4),
     "records": TableType(False, 4, 16 * _OUTCOME.size),
-    "inodes": TableType(True, _INODE.size, _PAIR.size),
+    "inodes": TableType(True, _INODE.size, _TRIPLE.size),
     "subject_heads": TableType(False, 4, _SUBJECT_HEAD.size),
     "class_capabilities": TableType(True, 4, 8),
 }
@@ -69,7 +75,7 @@ def lay_out(
     generation: int,
     *,
     hasher: PathHasher,
-    inode_of: Callable[[str], tuple[int, int] | None],
+    inode_of: InodeOf,
 ) -> Tables:
     """Return all tables of ``program``.
 
@@ -77,18 +83,21 @@ def lay_out(
         program: Compiled rules.
         generation: Number that its events carry; at least 1.
         hasher: Keyed as the loaded programs are.
-        inode_of: Path → (device as the kernel numbers it, inode number); ``None`` when there is no such file.
+        inode_of: Tells which file a path leads to now.
     """
     rows, records = _rows(program)
+    anchors, inodes = dict(_anchors(program, hasher, inode_of)), dict(_inodes(program, inode_of))
     return {
-        "heads": {_U32.pack(0): _head(program, generation)},
+        "heads": {_U32.pack(0): _head(program, generation, has_anchors=bool(anchors), has_inodes=bool(inodes))},
         "nodes": _nodes(program, hasher),
+        "anchors": anchors,
+        "args": dict(_args(program, hasher)),
         "names": {_U64.pack(hasher.name(name)): _U32.pack(number) for name, number in program.names.items()},
         **_automaton(program),
         "unions": {_TRIPLE.pack(*key): _U32.pack(number) for key, number in program.unions.items()},
         "rows": rows,
         "records": records,
-        "inodes": dict(_inodes(program, inode_of)),
+        "inodes": inodes,
         **_subjects(program, generation),
     }
 
@@ -98,11 +107,15 @@ def rule_at(program: Program, number: int) -> int | None:
     return number - 1 if 0 < number <= len(program.rules) else None
 
 
-def _head(program: Program, generation: int) -> bytes:
+def _head(program: Program, generation: int, *, has_anchors: bool, has_inodes: bool) -> bytes:
     return _HEAD.pack(
         generation,
         program.globs is not None,
         bool(program.names),
+        has_anchors,
+        bool(program.arguments),
+        any(entity in ENTITIES for entity, _ in program.postures),
+        has_inodes,
         *(program.unresolved[entity] for entity in ENTITIES),
         program.globs.classes if program.globs else bytes(256),
     )
@@ -117,7 +130,7 @@ def _nodes(program: Program, hasher: PathHasher) -> dict[bytes, bytes]:
 
 
 def _node(node: Node) -> bytes:
-    return _NODE.pack(*(n for sets in (node.process, node.file, node.source) for n in _sets(sets)))
+    return _NODE.pack(*(n for sets in (node.process, node.file, node.source) for n in _sets(sets)), node.below)
 
 
 def _sets(sets: PathSets) -> tuple[int, int, int]:
@@ -161,16 +174,41 @@ def _outcome(decision: Decision | None, numbers: Mapping[str, int]) -> bytes:
     return _OUTCOME.pack(_VERDICTS[decision.verdict], decision.by_posture, numbers[decision.rule.id] if decision.rule else 0)
 
 
-def _inodes(program: Program, inode_of: Callable[[str], tuple[int, int] | None]) -> Iterator[tuple[bytes, bytes]]:
-    paths = sorted({r.target.value for r in program.rules if isinstance(r.target, PathTarget) and r.target.how is PathKind.EXACT})
-    found: dict[tuple[int, int], list[int]] = {}
-    for path in paths:
+def _args(program: Program, hasher: PathHasher) -> Iterator[tuple[bytes, bytes]]:
+    for number, listed in program.arguments.items():
+        for argument in listed:
+            raw = argument.encode("utf-8", "surrogateescape")
+            yield _ARG.pack(number, len(raw), hasher.argument(raw)), _U32.pack(1)
+
+
+def _inodes(program: Program, inode_of: InodeOf) -> Iterator[tuple[bytes, bytes]]:
+    named = {r.target.value for r in program.rules if isinstance(r.target, PathTarget) and r.target.how is PathKind.EXACT}
+    named |= {s.value for r in program.rules for s in r.sources if not s.is_directory}
+    found: dict[tuple[int, int], tuple[int, int, int]] = {}
+    for path in sorted(named):
         inode = inode_of(path)
         if inode is not None:
             # Two named paths that are one file: the first by name stands; each still holds by its own path.
-            found.setdefault(inode, [program.set_of(entity, path) for entity in ENTITIES])
-    for (device, number), sets in found.items():
-        yield _INODE.pack(number, device), _PAIR.pack(*sets)
+            process, file = (program.set_of(entity, path) for entity in ENTITIES)
+            found.setdefault(inode, (process, file, program.class_of(path)))
+    for (device, number), values in found.items():
+        yield _INODE.pack(number, device), _TRIPLE.pack(*values)
+
+
+def _anchors(program: Program, hasher: PathHasher, inode_of: InodeOf) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the deepest directory that exists on the way to each path that a rule names: what is under it is known by it."""
+    known: dict[str, tuple[int, int] | None] = {}
+    for path in program.directories():
+        at = path
+        while at not in known:
+            known[at] = inode_of(f"{at}/")
+            if known[at] is not None or not at:
+                break
+            at = at.rpartition("/")[0]
+    for path, inode in known.items():
+        if inode is not None:
+            device, number = inode
+            yield _INODE.pack(number, device), _U64.pack(hasher.path(path))
 
 
 def _subjects(program: Program, generation: int) -> dict[str, dict[bytes, bytes]]:

@@ -12,6 +12,7 @@ Owns: what is looked up, in which order, and what falls back to what. Does not o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, product
@@ -70,11 +71,12 @@ class PathSets(msgspec.Struct, frozen=True):
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """A component of the tree. ``source`` holds classes, the others sets."""
+    """A component of the tree. ``source`` holds classes, the others sets; ``below``: file rules about anything at or below it."""
 
     process: PathSets
     file: PathSets
     source: PathSets
+    below: int = 0
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,6 +131,15 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
         by_glob = self.glob_sets[entity][self.globs.walk(raw)] if self.globs else NO_SET
         by_name = self.names.get(raw.rpartition(b"/")[2], NO_SET) if entity is Entity.PROCESS else NO_SET
         return self.unions[in_tree, by_glob, by_name] if by_glob or by_name else in_tree
+
+    def directories(self) -> set[str]:
+        """Return, without their final slash, the directories that rules and sources name, and those of files that they name."""
+        found = set[str]()
+        for rule in self.rules:
+            if isinstance(rule.target, PathTarget) and rule.target.how in {PathKind.EXACT, PathKind.DIRECTORY}:
+                found.add(rule.target.value.rpartition("/")[0])
+            found.update(source.value.rpartition("/")[0] for source in rule.sources)
+        return found
 
     def _walk(self, path: str, pick: Callable[[Node], PathSets]) -> int:
         node, parts = 0, _components(path)
@@ -227,6 +238,8 @@ class _Compiler:
             if isinstance(target, PathTarget) and target.how in {PathKind.EXACT, PathKind.DIRECTORY}:
                 how = "exact" if target.how is PathKind.EXACT else "deep" if target.recursive else "child"
                 self._name(target.value, rule.entity, how, number)
+            elif isinstance(target, PathTarget) and target.how is PathKind.GLOB:
+                self._name(_fixed_directory(target.value), rule.entity, "inside", number)
         for source, number in self._source_numbers.items():
             how = "exact" if not source.is_directory else "deep" if source.recursive else "child"
             self._name(source.value, "source", how, number)
@@ -247,6 +260,7 @@ class _Compiler:
         spaces = (Entity.PROCESS.value, Entity.FILE.value, "source")
         self._nodes = [Node(process=PathSets(), file=PathSets(), source=PathSets())] * len(self._tree)
         none = {space: frozenset[int]() for space in spaces}
+        below = self._refusals_below()
         todo: list[tuple[int, dict[str, _Members], dict[str, _Members]]] = [(0, none, none)]
         while todo:
             number, deep_above, child_above = todo.pop()
@@ -256,8 +270,23 @@ class _Compiler:
                 child[space] = _with(deep[space], own.named.get((space, "child")))
                 exact = _with(child_above[space], own.named.get((space, "exact")))
                 sets[space] = PathSets(*(self._number(space, m) for m in (exact, child[space], deep[space])))
-            self._nodes[number] = Node(**sets)
+            self._nodes[number] = Node(**sets, below=self._sets.number(Entity.FILE, frozenset(below[number])))
             todo += [(inner, deep, child) for inner in own.children.values()]
+
+    def _refusals_below(self) -> list[set[int]]:
+        """Return for each node the file rules that refuse something at or below it: moving it away would be a way around them."""
+        below = [
+            {n for (space, _), members in own.named.items() if space == Entity.FILE for n in members if self._refuses(n)}
+            for own in self._tree
+        ]
+        for number in range(len(self._tree) - 1, -1, -1):  # children have higher numbers than their parents
+            for child in self._tree[number].children.values():
+                below[number] |= below[child]
+        return below
+
+    def _refuses(self, number: int) -> bool:
+        rule = self._rules[number]
+        return rule.verdict is not Verdict.ALLOW or rule.exempts
 
     def _number(self, space: str, members: _Members) -> int:
         return (self._classes if space == "source" else self._sets).number(space, members)
@@ -396,6 +425,11 @@ def _with(members: _Members, more: set[int] | None) -> _Members:
 
 def _numbers(rules: Iterable[tuple[int, Rule]], verdict: Verdict) -> _Members:
     return frozenset(number for number, rule in rules if rule.verdict is verdict)
+
+
+def _fixed_directory(glob: str) -> str:
+    """Return the directory that everything a glob matches is in, as far as it is spelt out."""
+    return re.split(r"[*?\[{\\]", glob, maxsplit=1)[0].rpartition("/")[0]
 
 
 def _components(path: str) -> list[bytes]:

@@ -23,7 +23,10 @@ def _report(rule: Rule) -> RuleReport:
         reason = "selects workloads by label, which this enforcer does not tell apart yet"
         return RuleReport(rule=rule.id, status=RuleStatus.IMPOSSIBLE, backend=BACKEND, reason=reason)
     if rule.allowed_args is not None:
-        reason = "the kernel cannot read arguments before a program runs: no argument counts as listed"
+        reason = (
+            "a program started with other arguments is killed before its first instruction, not refused; scripts count as started"
+            " with other arguments"
+        )
         return RuleReport(rule=rule.id, status=RuleStatus.DEGRADED, backend=BACKEND, reason=reason)
     if rule.verdict is Verdict.AUDIT or (rule.verdict is Verdict.BLOCK and rule.mode is Mode.AUDIT):
         return RuleReport(rule=rule.id, status=RuleStatus.AUDITED, backend=BACKEND)

@@ -1,0 +1,76 @@
+"""The BPF objects of the kernel enforcer: which there are, which programs this kernel has hooks for, loading them as one.
+
+Rules of this file:
+- All objects share their maps by name; the first that has a map makes it.
+- All or nothing: when one object does not load, none is loaded.
+Owns: the list. Does not own: pins (``pins``), what is in the maps (``layout``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from garrison.bpf.loader import BpfMap, Object, Program, object_path
+
+__all__ = ["OBJECTS", "attachable", "load_all", "version"]
+
+OBJECTS: Final = ("enforce_exec", "enforce_files", "enforce_maps", "enforce_network", "enforce_capabilities", "watch", "protect")
+# Programs for hooks that not every kernel has: object -> program -> hook.
+_OPTIONAL: Final[Mapping[str, Mapping[str, str]]] = {"enforce_files": {"guard_ftruncate": "file_truncate"}}
+_ATTACHED: Final = ("guard_", "watch_")  # names of programs that are attached; others are run
+
+
+def load_all(rodata: Mapping[str, bytes], into: list[Object]) -> None:
+    """Load every object, all with the same maps, nothing attached.
+
+    Args:
+        rodata: Read-only variables of each.
+        into: Takes the objects, in the order of ``OBJECTS``; the caller closes them.
+
+    Raises:
+        KernelError: The kernel refused; what was loaded is closed.
+    """
+    maps: dict[str, BpfMap] = {}
+    try:
+        for name in OBJECTS:
+            made = Object(object_path(name))
+            into.append(made)
+            made.set_rodata(rodata)
+            for map_name in made.map_names & maps.keys():
+                made.reuse_map(map_name, maps[map_name])
+            for program in _offered(name):
+                made.enable(program)
+            made.load()
+            maps = {**made.maps, **maps}
+    except BaseException:
+        for made in into:
+            made.close()
+        into.clear()
+        raise
+
+
+def attachable(loaded: Sequence[Object]) -> list[Program]:
+    """Return the programs to attach, of objects in the order of ``OBJECTS``."""
+    found = []
+    for name, made in zip(OBJECTS, loaded, strict=True):
+        left_out = _OPTIONAL.get(name, {}).keys() - set(_offered(name))
+        found += [p for p in made.programs.values() if p.name.startswith(_ATTACHED) and p.name not in left_out]
+    return found
+
+
+def version() -> str:
+    """Return a digest of the programs: what another version has pinned is not taken over, it is replaced."""
+    return hashlib.sha256(b"".join(object_path(name).read_bytes() for name in OBJECTS)).hexdigest()[:16]
+
+
+def _offered(name: str) -> list[str]:
+    return [program for program, hook in _OPTIONAL.get(name, {}).items() if _has_hook(hook)]
+
+
+@cache
+def _has_hook(hook: str) -> bool:
+    return f"\0bpf_lsm_{hook}\0".encode() in Path("/sys/kernel/btf/vmlinux").read_bytes()

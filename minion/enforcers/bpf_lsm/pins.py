@@ -1,0 +1,179 @@
+"""What stays in the kernel between agents: maps, links, and the rules behind each generation, pinned on a bpffs.
+
+    PINS/<version>/maps/<name>  links/<program>  rules/<generation>
+
+Rules of this file:
+- A folder with ``links/ready`` in it is complete; others were left by an agent that died while it installed, and are removed.
+- A new version is attached beside the old one, and the old one's links go only when the new one holds rules.
+- Rules are kept with the tables that they are in, so events that nobody was there to read can be named later.
+Owns: names and order of pins. Does not own: loading (``objects``), tables (``layout``).
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from garrison.bpf.loader import BpfMap, MapType, Object, open_pinned_map
+from garrison.bpf.pathhash import KEY_BYTES, PathHasher
+from garrison.common.policy.rules import Rule
+from garrison.minion.enforcers.bpf_lsm.layout import TABLES
+from garrison.minion.enforcers.bpf_lsm.objects import attachable, load_all, version
+
+__all__ = ["OUR_TABLE", "PinnedRules", "Pins", "remove"]
+
+_SHARED: Final = (
+    *TABLES, "active", "epoch", "agent", "events", "lost", "counters", "subjects", "locations", "secret", "protection", "ours",
+    "exempt", "repeats", "subject_counters",
+)  # fmt: skip
+_ZERO: Final = bytes(4)
+_OURS: Final = struct.Struct("=Q")
+OUR_TABLE: Final = struct.pack("=I", 1)  # map ``ours``: numbers that change with each generation
+_OUR_OWN: Final = struct.pack("=I", 2)  # and those that stay
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_DECODER: Final = msgspec.msgpack.Decoder(tuple[Rule, ...])
+
+
+class Pins:
+    """The pins of this version of the programs, and those of others.
+
+    Args:
+        root: Folder on a bpffs; made when something is installed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._version = version()
+        self._loaded: list[Object] = []
+        self._key = b""
+
+    @property
+    def folder(self) -> Path:
+        """Where this version's pins are."""
+        return self.root / self._version
+
+    @property
+    def rules(self) -> PinnedRules:
+        """The rules of its generations."""
+        return PinnedRules(self.folder / "rules")
+
+    def others(self) -> list[Path]:
+        """Return the folders of other versions, and of installations that were not finished."""
+        if not self.root.is_dir():
+            return []
+        return [folder for folder in self.root.iterdir() if folder != self.folder or not _is_ready(folder)]
+
+    def is_installed(self) -> bool:
+        """Tell whether this version is attached."""
+        return _is_ready(self.folder)
+
+    def open_maps(self) -> dict[str, BpfMap]:
+        """Open the maps of this version."""
+        return {name: open_pinned_map(self.folder / "maps" / name) for name in _SHARED}
+
+    def load(self) -> None:
+        """Load all programs, for ``install``; attaches nothing. Idempotent.
+
+        Raises:
+            KernelError: The kernel refused.
+        """
+        if not self._loaded:
+            self._key = secrets.token_bytes(KEY_BYTES)
+            load_all(PathHasher(self._key).rodata, self._loaded)
+
+    def install(self) -> None:
+        """Attach everything and pin it. Without rules the programs decide nothing yet.
+
+        Raises:
+            KernelError: The kernel refused; nothing of it is left.
+        """
+        self.load()
+        try:
+            for name in ("maps", "links", "rules"):
+                (self.folder / name).mkdir(mode=0o700, parents=True)
+            makers = {name: made for made in reversed(self._loaded) for name in made.maps}
+            makers["secret"].maps["secret"].update(_ZERO, self._key)
+            for key in _numbers(self._loaded):
+                makers["ours"].maps["ours"].update(key, _OUR_OWN)
+            for name in _SHARED:
+                makers[name].pin_map(name, self.folder / "maps" / name)
+            for program in attachable(self._loaded):
+                program.attach().pin(self.folder / "links" / program.name)
+            (self.folder / "links" / "ready").mkdir()
+        except BaseException:
+            remove(self.folder)
+            raise
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of what was loaded; what is pinned stays. Idempotent."""
+        for made in self._loaded:
+            made.close()
+        self._loaded.clear()
+
+    def remove_all(self) -> None:
+        """Take everything away."""
+        if self.root.is_dir():
+            for folder in self.root.iterdir():
+                remove(folder)
+            self.root.rmdir()
+
+
+class PinnedRules:
+    """Rules by generation, each generation in a map of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def keep(self, generation: int, rules: Sequence[Rule], keep_last: int) -> None:
+        """Keep the rules of a generation, and drop all but the last ones."""
+        raw = zlib.compress(_ENCODER.encode(rules))
+        (self._folder / str(generation)).unlink(missing_ok=True)
+        made = BpfMap.create(MapType.ARRAY, 4, len(raw), 1, name="rules")
+        try:
+            made.update(_ZERO, raw)
+            made.pin(self._folder / str(generation))
+        finally:
+            made.close()
+        for number in self._generations():
+            if number <= generation - keep_last:
+                (self._folder / str(number)).unlink()
+
+    def load(self) -> dict[int, tuple[Rule, ...]]:
+        """Return what is kept."""
+        return {number: self._read(number) for number in self._generations()}
+
+    def _generations(self) -> Iterable[int]:
+        return sorted(int(path.name) for path in self._folder.iterdir()) if self._folder.is_dir() else ()
+
+    def _read(self, generation: int) -> tuple[Rule, ...]:
+        held = open_pinned_map(self._folder / str(generation))
+        try:
+            return _DECODER.decode(zlib.decompress(held.lookup(_ZERO) or b""))
+        finally:
+            held.close()
+
+
+def remove(folder: Path) -> None:
+    """Remove a version's folder: links first, so that nothing is decided by half."""
+    shutil.rmtree(folder / "links", ignore_errors=True)
+    shutil.rmtree(folder)
+
+
+def _numbers(loaded: Sequence[Object]) -> Iterable[bytes]:
+    """Yield the kernel's numbers of maps and of attached programs, as keys of ``ours``."""
+    for made in loaded:
+        yield from (_OURS.pack(held.id << 1) for held in made.maps.values())
+    yield from (_OURS.pack(program.id << 1 | 1) for program in attachable(loaded))
+
+
+def _is_ready(folder: Path) -> bool:
+    return (folder / "links" / "ready").is_dir()

@@ -1,0 +1,66 @@
+"""Runs in a VM: holds rules with the kernel enforcer and answers requests on a UNIX socket, one JSON object a line each way.
+
+Requests: {"do": "apply", "rules": RuleSet as JSON}, {"do": "swap", "turns": [...]}: several, one after the other,
+{"do": "events"}: those since the last request, {"do": "status"},
+{"do": "close"}, {"do": "release"}. Answers have "error" when the enforcer raised. Started by ``lsm.Guard``; ends by ``SIGKILL``.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from garrison.common.errors import GarrisonError
+from garrison.common.events import Event
+from garrison.common.policy.rules import RuleSet
+from garrison.minion.enforcers.bpf_lsm import pins
+from garrison.minion.enforcers.bpf_lsm.enforcer import BpfLsmEnforcer, Tamper
+
+
+def answer(enforcer: BpfLsmEnforcer, events: queue.SimpleQueue[Event], request: dict[str, Any]) -> Any:
+    """Do what ``request`` asks and return what it came to."""
+    match request["do"]:
+        case "apply":
+            return enforcer.apply(msgspec.convert(request["rules"], RuleSet))
+        case "swap":
+            return [enforcer.apply(rules) for rules in msgspec.convert(request["turns"], list[RuleSet])][-1]
+        case "events":
+            return [events.get() for _ in range(events.qsize())]
+        case "status":
+            return enforcer.status()
+        case "close":
+            return enforcer.close()
+        case _:
+            return enforcer.release()
+
+
+def main() -> None:
+    """Serve until killed. Arguments: the socket, a ``Tamper``, and a version to pretend or nothing."""
+    if sys.argv[3]:
+        pins.version = lambda: sys.argv[3]
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    enforcer = BpfLsmEnforcer(events.put, tamper=Tamper[sys.argv[2]])
+    listening = socket.socket(socket.AF_UNIX)
+    Path(sys.argv[1]).unlink(missing_ok=True)
+    listening.bind(sys.argv[1])
+    listening.listen()
+    while True:
+        connection, _ = listening.accept()
+        with connection, connection.makefile("rwb") as stream:
+            for line in stream:
+                try:
+                    done = {"done": answer(enforcer, events, json.loads(line))}
+                except GarrisonError as err:
+                    done = {"error": f"{type(err).__name__}: {err} {err.hint or ''}"}
+                stream.write(msgspec.json.encode(done) + b"\n")
+                stream.flush()
+
+
+if __name__ == "__main__":
+    main()

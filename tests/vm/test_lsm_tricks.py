@@ -1,0 +1,118 @@
+"""Known ways around path rules that are not about paths: other calls, races, layers, floods."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vm.lab import K61, K612, PREEMPT_FULL, Lab, Machine
+from vm.lsm import REFUSED, Guard, file, process
+
+EPERM = "1\n"
+FLOOD = 5000  # more than the ring holds
+FLOODS = f"""
+import os
+opened = refused = 0
+for _ in range({FLOOD}):
+    try:
+        os.close(os.open("/srv/t/secret", 0))
+        opened += 1
+    except PermissionError:
+        refused += 1
+print(opened, refused)
+"""
+
+
+@pytest.fixture(scope="module")
+def tricks(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """``tricks.c``, built."""
+    built: Path = tmp_path_factory.mktemp("tricks") / "tricks"
+    source = Path(__file__).with_name("tricks.c")
+    subprocess.run(["gcc", "-O1", "-static", "-no-pie", "-pthread", str(source), "-o", str(built)], check=True)
+    return built.read_bytes()
+
+
+@pytest.fixture(scope="module", params=[K61, K612, PREEMPT_FULL], ids=["6.1", "6.12", "6.1-preempt"])
+def guard(request: pytest.FixtureRequest, tricks: bytes) -> Iterator[Guard]:
+    """An enforcer in a VM of its own, shared by the tests of this file."""
+    machine: Machine = request.param
+    with Lab() as lab:
+        guard = Guard(lab.boot("tricks", machine))
+        guard.vm.put("/tmp/tricks", tricks, mode=0o755)
+        guard.files("/srv/t/secret", "/srv/t/free")
+        yield guard
+
+
+@pytest.mark.parametrize("how", ["compat", "uring"])
+def test_other_system_calls_get_the_same_answer(guard: Guard, how: str) -> None:
+    guard.hold(file("/srv/t/secret"))
+
+    assert guard.vm.check("/tmp/tricks", how, "/srv/t/secret") == EPERM
+    assert guard.vm.check("/tmp/tricks", how, "/srv/t/free") == "OK\n"
+
+
+def test_links_that_change_while_they_are_followed_lead_nowhere_else(guard: Guard) -> None:
+    guard.files("/srv/links/secret", text="S")
+    guard.files("/srv/links/free", text="F")
+    guard.vm.check("sh", "-c", "cd /srv/links; ln -sf secret link; ln -sf free other")
+    guard.hold(file("/srv/links/secret"))
+
+    opened, secrets = map(int, guard.vm.check("/tmp/tricks", "links", "/srv/links", timeout_s=200).split())
+
+    assert opened > 0
+    assert secrets == 0
+
+
+def test_overlay_of_a_protected_file_is_protected_by_its_path(guard: Guard) -> None:
+    guard.vm.check(
+        "sh", "-c", "mkdir -p /srv/ov/merged /srv/tmp; mount -t tmpfs t /srv/tmp; mkdir /srv/tmp/up /srv/tmp/work /srv/tmp/low"
+    )
+    guard.vm.check(
+        "sh", "-c", "echo x >/srv/tmp/low/named; echo x >/srv/tmp/low/free; mkdir /srv/tmp/low/d; echo x >/srv/tmp/low/d/x"
+    )
+    guard.vm.check(
+        "mount", "-t", "overlay", "o", "-o", "lowerdir=/srv/tmp/low,upperdir=/srv/tmp/up,workdir=/srv/tmp/work", "/srv/ov/merged"
+    )
+    try:
+        guard.hold(file("/srv/ov/merged/named", by="/usr/bin/cat"), file("/srv/ov/merged/d/**", by="/usr/bin/cat"))
+        for _ in range(2):
+            assert not guard.opens("/srv/ov/merged/named")
+            assert not guard.opens("/srv/ov/merged/d/x")
+            assert guard.opens("/srv/ov/merged/free")
+            # Copied up: another inode below, the same path.
+            guard.vm.check("sh", "-c", "for f in named d/x free; do echo y >>/srv/ov/merged/$f; done")
+    finally:
+        guard.vm.check("umount", "/srv/ov/merged", "/srv/tmp")
+
+
+def test_flood_of_alerts_hides_nothing_and_is_counted_by_rule(guard: Guard) -> None:
+    rule = file("/srv/t/secret")
+    guard.hold(rule)
+    guard.events(0)
+    guard.kill()
+
+    refused = guard.vm.check("python3", "-c", FLOODS)
+    guard.hold(rule)
+    assert refused == f"0 {FLOOD}\n"
+    lost = guard.counters()[f"lost.{rule.id}"]
+    assert lost > 0
+    assert len(guard.events(FLOOD - lost)) == FLOOD - lost
+
+
+def test_threads_and_children_get_the_answer_of_their_program(guard: Guard) -> None:
+    guard.hold(file("/srv/t/secret", by="/usr/bin/python3.11"), process("/usr/bin/base64", by="/usr/bin/python3.11"))
+
+    in_thread = (
+        "import threading; r = []; t = threading.Thread(target=lambda: r.append(os.access('/', 4) and open('/srv/t/secret'))); "
+    )
+    tried = guard.tries(
+        "open('/srv/t/secret')",
+        f"{in_thread} threading.excepthook = lambda a: r.append(a.exc_value.errno); t.start(); t.join(); assert r == [1], r",
+        "subprocess.run(['base64', '/etc/hostname'])",
+        "subprocess.run(['sh', '-c', 'base64 /etc/hostname && cat /srv/t/secret'], check=True, stdout=-3)",
+    )
+
+    assert tried == [REFUSED, "OK", REFUSED, "OK"]

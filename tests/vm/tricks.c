@@ -1,0 +1,98 @@
+/* Ways to open a file that do not look like one. Prints OK or the number of the error. Built static, not position-independent. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/io_uring.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static char path[4096]; /* below 4 GiB, as the 32-bit call needs */
+
+static int by_compat_call(void)
+{
+	long result;
+
+	asm volatile("int $0x80" : "=a"(result) : "a"(5), "b"(path), "c"(O_RDONLY), "d"(0) : "memory");
+	return result;
+}
+
+static int by_io_uring(void)
+{
+	struct io_uring_params p = {};
+	int ring = syscall(SYS_io_uring_setup, 4, &p);
+	char *sq, *cq;
+	struct io_uring_sqe *sqes;
+
+	if (ring < 0)
+		return -errno;
+	sq = mmap(0, p.sq_off.array + p.sq_entries * 4, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING);
+	cq = mmap(0, p.cq_off.cqes + p.cq_entries * sizeof(struct io_uring_cqe), PROT_READ | PROT_WRITE, MAP_SHARED, ring,
+		  IORING_OFF_CQ_RING);
+	sqes = mmap(0, p.sq_entries * sizeof(*sqes), PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQES);
+	memset(sqes, 0, sizeof(*sqes));
+	sqes->opcode = IORING_OP_OPENAT;
+	sqes->fd = AT_FDCWD;
+	sqes->addr = (unsigned long)path;
+	sqes->open_flags = O_RDONLY;
+	sqes->flags = IOSQE_ASYNC; /* by a worker thread */
+	((unsigned *)(sq + p.sq_off.array))[0] = 0;
+	++*(unsigned *)(sq + p.sq_off.tail);
+	if (syscall(SYS_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, 0, 0) < 0)
+		return -errno;
+	return ((struct io_uring_cqe *)(cq + p.cq_off.cqes))->res;
+}
+
+static volatile int ending;
+
+static void *swap_links(void *directory)
+{
+	char link[4096], other[4096];
+
+	snprintf(link, sizeof(link), "%s/link", (char *)directory);
+	snprintf(other, sizeof(other), "%s/other", (char *)directory);
+	while (!ending)
+		syscall(SYS_renameat2, AT_FDCWD, link, AT_FDCWD, other, 2 /* RENAME_EXCHANGE */);
+	return 0;
+}
+
+/* DIR/link and DIR/other are links that change places while DIR/link is opened; counts what was read that begins with S. */
+static int while_links_change(void)
+{
+	pthread_t thread;
+	char link[4200], c;
+	int i, fd, secrets = 0, opened = 0;
+
+	pthread_create(&thread, 0, swap_links, path);
+	snprintf(link, sizeof(link), "%s/link", path);
+	for (i = 0; i < 20000; i++) {
+		fd = open(link, O_RDONLY);
+		if (fd < 0)
+			continue;
+		opened++;
+		secrets += read(fd, &c, 1) == 1 && c == 'S';
+		close(fd);
+	}
+	ending = 1;
+	pthread_join(thread, 0);
+	printf("%d %d\n", opened, secrets);
+	exit(0);
+}
+
+int main(int argc, char **argv)
+{
+	int result;
+
+	snprintf(path, sizeof(path), "%s", argv[2]);
+	result = !strcmp(argv[1], "compat") ? by_compat_call() : !strcmp(argv[1], "uring") ? by_io_uring() : while_links_change();
+	if (result < 0)
+		printf("%d\n", -result);
+	else
+		puts("OK");
+	return 0;
+}
