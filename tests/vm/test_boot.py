@@ -158,6 +158,26 @@ def test_policy_holds_without_the_agent_from_before_the_network_until_it_is_rele
     assert edge.refuses(SECRET)
 
 
+def test_early_enforcement_killed_at_any_moment_is_made_good_by_the_next_one(edge: Edge) -> None:
+    vm = edge.vm
+    edge.apply(PROTECT_SECRET)
+    vm.check("systemctl", "disable", "--now", "garrison-minion")
+    vm.check("sync")
+    for seconds in ("0.5", "1", "2", "3", "4"):
+        vm.check("garrison", "enforcer", "release", "--yes")
+        assert not edge.refuses(SECRET)
+        vm.run("timeout", "-s", "KILL", seconds, "garrison", "minion", "enforce")  # with its child
+
+        vm.check("garrison", "minion", "enforce")
+
+        assert edge.refuses(SECRET), f"after a kill at {seconds} s"
+
+    vm.start("garrison", "minion", "enforce", log="/dev/null")
+    vm.cut_power()
+    vm.power_on()
+    assert edge.refuses(SECRET)
+
+
 def moment(vm: Vm, unit: str) -> int:
     """When ``unit`` became active, microseconds since the kernel's start."""
     return int(vm.check("systemctl", "show", "--value", "--property", "ActiveEnterTimestampMonotonic", unit))
