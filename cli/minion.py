@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from garrison.cli.console import out_console, print_json_line
+from garrison.cli.console import err_console, out_console, print_json_line
 
 __all__ = ["command"]
 
@@ -26,6 +26,8 @@ Examples:
   garrison minion --backends audit --backends fanotify
   garrison minion key                                what `garrison nodes pending` must show for this node
   garrison minion status --json
+  garrison minion enforce                            early in the boot: enforce the last good policy and end
+  garrison minion confirm                            leave safe mode: try the newest policy again
 
 \b
 Settings come from flags, then GARRISON_MINION_<NAME> in the environment, then /etc/garrison/minion.toml, then defaults.
@@ -54,10 +56,43 @@ def command(ctx: click.Context, /, config: Path | None, **flags: Any) -> None:
         return
     from garrison.minion.app import run_minion
 
-    logging.basicConfig(
-        stream=sys.stderr, level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    _log_to_stderr(settings.log_level)
     run_minion(settings)
+
+
+def _log_to_stderr(level: str) -> None:
+    form = "%(asctime)s %(levelname)s %(name)s %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=level.upper(), format=form)
+
+
+@command.command("enforce")
+@click.pass_obj
+def enforce_command(settings: Any) -> None:
+    """Enforce the last good policy in the kernel and end, for early boot; garrison-enforce.service runs it.
+
+    Only what holds without a process is put in place; the agent takes it over. Always exits with 0 and within a minute: a boot
+    must go on. What came of it is on standard error and in the agent's events.
+    """
+    from garrison.minion.early import enforce_early
+
+    _log_to_stderr(settings.log_level)
+    enforce_early(settings)
+
+
+@command.command("confirm")
+@click.pass_obj
+def confirm_command(settings: Any) -> None:
+    """Leave safe mode: the newest policy of this node is enforced again, within seconds if the agent runs."""
+    from garrison.common.errors import ConfigError
+    from garrison.minion import boot
+
+    if not settings.directory.is_dir():
+        raise ConfigError(f"no minion has run with {settings.directory}", hint="name its directory with --dir")
+    log = boot.BootLog(settings.directory)
+    was = log.read()
+    log.change(boot.confirmed)
+    said = "left safe mode: the newest policy is tried again" if was.safe_mode else "this node is not in safe mode"
+    err_console().print(said)
 
 
 @command.command("key")
@@ -89,14 +124,14 @@ def key_command(settings: Any, *, as_json: bool) -> None:
 def status_command(ctx: click.Context, *, as_json: bool) -> None:
     """Show what the agent on this node enforces, watches and still has to send.
 
-    Exits with 1 when the agent is not running or a backend is not healthy.
+    Exits with 1 when the agent is not running, a backend is not healthy, or the newest policy is kept from being enforced.
     """
     import msgspec
 
     from garrison.minion.status import read_status
 
     status, running = read_status(ctx.obj.runtime_dir)
-    healthy = running and all(backend.healthy for backend in status.backends)
+    healthy = running and not status.obstacle and all(backend.healthy for backend in status.backends)
     if as_json:
         document = {**msgspec.to_builtins(status), "running": running}
         print_json_line(msgspec.json.encode(document).decode())
@@ -115,6 +150,8 @@ def _print_status(status: Any, *, running: bool) -> None:
     console.print(f"link        {escape(status.link)}")
     stale = "  [yellow]stale: the bundle has expired; enforced all the same[/]" if status.stale else ""
     console.print(f"generation  {status.generation or '-'}   bundle version {status.version or '-'}{stale}")
+    if status.obstacle:
+        console.print(f"[bold red]NOT AS ASSIGNED[/]  {escape(status.obstacle)}", soft_wrap=True)
     waiting = ", ".join(f"{lane} {count}" for lane, count in status.unacked.items() if count) or "nothing"
     console.print(f"to send     {waiting}   spool {escape(status.spool)}")
     for part in [*status.backends, *status.observers]:

@@ -195,6 +195,9 @@ def _apply_state(node: dict[str, Any]) -> str:
 
 def _note(node: dict[str, Any]) -> str:
     notes = [node["apply_error"]] if node["apply_error"] else []
+    obstacle = node["grains"].get("enforcement", "")
+    if obstacle and obstacle not in node["apply_error"]:
+        notes.append(obstacle)
     if node["generation"] > node["assigned_generation"]:
         notes.append("enforces a generation that this master did not assign: was the master restored from a backup?")
     if node["clones"]:

@@ -93,6 +93,12 @@ QUARANTINE_MAX: Final = 64  # assignments remembered as having failed on this no
 GENERATIONS_KEPT: Final = 3  # the current one and two to fall back to
 CONFIRM_MAX_S: Final = 86_400  # longest time a node may wait for a confirmation
 
+# ---- Boot -----------------------------------------------------------------------------------------------------------
+BOOT_FAILURES_MAX: Final = 3  # boots in a row that never became healthy before the stored policy is doubted
+BOOT_HEALTHY_S: Final = 30.0  # applied and turning for this long makes a boot a good one: sshd and getty have started by then
+EARLY_ENFORCE_MAX_S: Final = 30.0  # what early enforcement may cost a boot; loading takes under a second, 6 s in emulation
+BOOT_FILE_MAX_BYTES: Final = 64 << 10  # boot record, break-glass file, notes between processes
+
 # ---- Trust ----------------------------------------------------------------------------------------------------------
 KEY_FILE_MAX_BYTES: Final = 16 << 10  # an Ed25519 key in PEM takes 119 bytes
 JOIN_FILE_MAX_BYTES: Final = 2 << 20  # two root metadata files and a few lines

@@ -4,6 +4,7 @@ Rules of this file:
 - Order at boot: last good policy, then spool, then observers, then link. Nothing later can delay or stop something earlier.
 - Fail-open or fail-closed: a refused or failed assignment leaves the previous generation enforced; a dead spool, observer or
   link changes nothing about enforcement; no policy ever held means nothing is enforced, and the state says so.
+- An assignment that comes while the glass is broken waits in memory; the master offers it again after a restart.
 - Kernel work and disk work run in threads; the event loop only carries the link.
 - Every change of state is an event: started, stopped, applied, refused, degraded, recovered.
 Owns: the order of life and the answers to the link. Does not own: what rules mean, how they are enforced, how events travel.
@@ -23,12 +24,11 @@ from typing import Final
 from garrison.common import limits
 from garrison.common.errors import GarrisonError
 from garrison.common.events import Event, Kind, Lane, Scalar
-from garrison.common.frames import ApplyReport, Assignment, Hello, Job, JobOutput, JobResult, RuleReport
+from garrison.common.frames import ApplyReport, Assignment, Hello, Job, JobOutput, JobResult
 from garrison.common.names import Digest
-from garrison.common.policy.normalise import Normalised
-from garrison.common.policy.rules import RuleSet
-from garrison.minion.bundles import BundleStore, Generation, Staged
+from garrison.minion.bundles import BundleStore, Staged
 from garrison.minion.config import MinionSettings
+from garrison.minion.duty import Duty, apply_event
 from garrison.minion.enforcers.stack import EnforcerStack
 from garrison.minion.grains import boot_id, grains
 from garrison.minion.identity import Identity
@@ -58,8 +58,10 @@ class Agent:
         recorder: Takes all events; opened by ``run``.
         stack: Enforcement backends, not yet applied.
         store: Bundle store; ``None`` before the node joined a master.
+        duty: What is enforced, of what is in ``store`` with ``stack``.
         observers: Not yet started.
         jobs: Runs commands of the master.
+        early: What early enforcement had to tell.
     """
 
     def __init__(
@@ -70,16 +72,17 @@ class Agent:
         *,
         stack: EnforcerStack,
         store: BundleStore | None,
+        duty: Duty,
         observers: Sequence[Observer],
         jobs: JobRunner,
+        early: Sequence[Event] = (),
     ) -> None:
         self._settings, self._identity, self._recorder = settings, identity, recorder
-        self._stack, self._store, self._observers, self._jobs = stack, store, observers, jobs
+        self._stack, self._store, self._duty, self._early = stack, store, duty, early
+        self._observers, self._jobs = observers, jobs
         self._instance, self._boot, self._since = secrets.token_hex(16), boot_id(), time.time_ns()
-        self._generation: Generation | None = None
-        self._rules: tuple[RuleReport, ...] = ()
-        self._apply_error = ""
         self._applying = asyncio.Lock()
+        self._put_off: Assignment | None = None
         self._link_state: LinkState | None = None
         self._health: dict[str, bool] = {}
 
@@ -106,7 +109,8 @@ class Agent:
                     link_task = asyncio.create_task(link.run(), name="link")
                 if link_task is not None and link_task.done():
                     link_task.result()  # a link that ends by itself is a bug: let it be seen and the service restarted
-                await asyncio.to_thread(self._look_after)
+                if await asyncio.to_thread(self._look_after) and link is not None:
+                    await self._tell_master(link)
                 alive()
                 await _wait(stop, STATUS_EVERY_S)
         finally:
@@ -118,19 +122,9 @@ class Agent:
 
     def _enforce_last_good(self) -> None:
         self._stack.probe()
-        if self._store is None:
-            return
-        try:
-            generation = self._store.current()
-            if generation is not None:
-                self._rules = self._stack.apply(generation.normalised())
-                self._generation = generation
-                _log.info("applied=boot generation=%s bundle=%s stale=%s", generation.number, generation.bundle, generation.stale)
-        except GarrisonError as err:
-            # Fail-open, and loud: the kernel refused what it took before, or no stored generation verifies any more.
-            self._apply_error = str(err)
-            _log.error("applied=none error=%s", err)
-            self._emit_apply("failed", 0, "", str(err))
+        self._duty.take_up()
+        for event in self._early:
+            self._recorder.emit(event)
 
     def _start_observers(self) -> None:
         for observer in self._observers:
@@ -143,12 +137,15 @@ class Agent:
     def _shut_down(self) -> None:
         for observer in self._observers:
             observer.stop()
-        self._emit_agent("stopped", detail="enforcement by fanotify and cgroup programs ends with the agent")
+        self._emit_agent(
+            "stopped", detail="enforcement by fanotify and cgroup programs ends with the agent, by bpf_lsm it goes on"
+        )
         self._recorder.close()
         self._stack.close()
 
     # ---- looking after itself --------------------------------------------------------------------------------------------
-    def _look_after(self) -> None:
+    def _look_after(self) -> bool:
+        changed = self._duty.look()
         states = self._states()
         for state in states:
             before = self._health.get(state.name)
@@ -164,6 +161,19 @@ class Agent:
             write_status(self._settings.runtime_dir, self._document(states))
         except OSError as err:
             _log.warning("status=unwritten error=%s", err)
+        return changed
+
+    async def _tell_master(self, link: Link) -> None:
+        """Tell at once what is enforced now, and do what had to wait."""
+        duty = self._duty
+        if duty.obstacle or duty.generation is None:
+            number, bundle = (duty.generation.number, duty.generation.bundle) if duty.generation else (0, "")
+            await link.tell(self._report("failed", number, bundle, duty.obstacle))
+        else:
+            await link.tell(self._report("applied", duty.generation.number, duty.generation.bundle))
+        if self._put_off is not None and not duty.glass_broken:
+            wanted, self._put_off = self._put_off, None
+            link.obey(wanted)
 
     def _states(self) -> list[BackendState]:
         enforcers = [
@@ -179,7 +189,7 @@ class Agent:
         ]
 
     def _document(self, states: list[BackendState]) -> NodeStatus:
-        generation, link, join = self._generation, self._link_state, self._identity.join
+        generation, link, join = self._duty.generation, self._link_state, self._identity.join
         observers = {observer.name for observer in self._observers}
         return NodeStatus(
             node=self._identity.name,
@@ -201,7 +211,8 @@ class Agent:
             spool=self._recorder.error or "ok",
             backends=[s for s in states if s.name not in observers],
             observers=[s for s in states if s.name in observers],
-            rules=list(self._rules),
+            rules=list(self._duty.rules),
+            obstacle=self._duty.obstacle,
         )
 
     def _unacked(self) -> dict[str, int]:
@@ -224,7 +235,7 @@ class Agent:
 
     def hello(self) -> Hello:
         """Return what this node is and has, now."""
-        generation = self._generation
+        generation, obstacle = self._duty.generation, self._duty.obstacle
         return Hello(
             node=self._identity.name,
             instance=self._instance,
@@ -236,7 +247,7 @@ class Agent:
             generation=generation.number if generation else 0,
             bundle=generation.bundle if generation else "",
             backends={name: text[: limits.STRING_MAX_CHARS] for name, text in self._backend_texts().items()},
-            grains=grains(),
+            grains=grains() | ({"enforcement": obstacle[: limits.STRING_MAX_CHARS]} if obstacle else {}),
         )
 
     async def on_assignment(self, assignment: Assignment, fetch: Fetch) -> ApplyReport:
@@ -244,38 +255,31 @@ class Agent:
         if self._store is None:
             raise RuntimeError("an assignment came over a link that a node without a join file cannot have")
         async with self._applying:
+            if self._duty.glass_broken:
+                self._put_off = assignment  # neither refused nor failed for good: obeyed when the glass is whole again
+                return self._report("failed", 0, "", f"put off: {self._duty.obstacle}")
             staged = None
             try:
                 staged = await self._store.stage(assignment, fetch)
-                if self._generation is None or self._generation.number != staged.generation.number:
-                    await asyncio.to_thread(self._switch, self._store, staged)
+                held = self._duty.generation
+                if held is None or held.number != staged.generation.number:
+                    await asyncio.to_thread(self._duty.switch, staged)
                     self._emit_apply("applied", staged.generation.number, staged.generation.bundle, "")
                 return self._report("applied", staged.generation.number, staged.generation.bundle)
             except GarrisonError as err:
-                text = " because ".join(_chain(err))
-                _log.error("applied=no error=%s", text)
-                if staged is not None:
-                    await asyncio.to_thread(self._store.reject, staged, text)
-                number, bundle = (staged.generation.number, staged.generation.bundle) if staged else (0, "")
-                state = "failed" if staged is not None else "refused"
-                self._apply_error = text
-                self._emit_apply(state, number, bundle, text)
-                return self._report(state, number, bundle, text)
+                return await self._not_applied(self._store, staged, " because ".join(_chain(err)))
 
-    def _switch(self, store: BundleStore, staged: Staged) -> None:
-        # The kernel first: what it refuses is never committed. What cannot be committed is taken back, so that a restart
-        # does not silently bring back other rules than those that were reported.
-        rules = self._stack.apply(staged.generation.normalised())
-        try:
-            self._generation = store.commit(staged)
-        except GarrisonError:
-            before = self._generation
-            self._rules = self._stack.apply(before.normalised() if before else Normalised(rules=RuleSet()))
-            raise
-        self._rules, self._apply_error = rules, ""
+    async def _not_applied(self, store: BundleStore, staged: Staged | None, why: str) -> ApplyReport:
+        _log.error("applied=no error=%s", why)
+        if staged is not None and not self._duty.glass_broken:
+            await asyncio.to_thread(store.reject, staged, why)
+        number, bundle = (staged.generation.number, staged.generation.bundle) if staged else (0, "")
+        state = "failed" if staged is not None else "refused"
+        self._emit_apply(state, number, bundle, why)
+        return self._report(state, number, bundle, why)
 
     def _report(self, state: str, generation: int, bundle: str, error: str = "") -> ApplyReport:
-        rules = list(self._rules) if state == "applied" else []
+        rules = list(self._duty.rules) if state == "applied" else []
         return ApplyReport(generation=generation, bundle=bundle, state=state, error=error[: limits.STRING_MAX_CHARS], rules=rules)
 
     async def on_job(self, job: Job, output: Callable[[JobOutput], Awaitable[None]]) -> JobResult:
@@ -304,16 +308,8 @@ class Agent:
         self._recorder.emit(Event(lane=Lane.STATE, kind=Kind.AGENT, severity=severity, data=flat))
 
     def _emit_apply(self, state: str, generation: int, bundle: str, error: str) -> None:
-        counts: dict[str, Scalar | list[Scalar]] = {
-            "state": state,
-            "generation": generation,
-            "bundle": bundle,
-            "error": error[:1000],
-        }
-        for rule in self._rules if state == "applied" else ():
-            counts[f"rules_{rule.status}"] = int(str(counts.get(f"rules_{rule.status}", 0))) + 1
-        severity = 3 if state == "applied" else 8
-        self._recorder.emit(Event(lane=Lane.STATE, kind=Kind.APPLY, severity=severity, data=counts))
+        rules = self._duty.rules if state == "applied" else ()
+        self._recorder.emit(apply_event(state, generation, bundle, error, rules))
 
 
 async def _wait(stop: asyncio.Event, timeout_s: float) -> None:

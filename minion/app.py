@@ -19,6 +19,8 @@ from garrison.common.sdnotify import notify
 from garrison.minion.agent import Agent
 from garrison.minion.bundles import BundleStore
 from garrison.minion.config import MinionSettings
+from garrison.minion.duty import Duty
+from garrison.minion.early import take_outcome
 from garrison.minion.enforcers.exec_feed import ExecFeed
 from garrison.minion.enforcers.stack import EnforcerStack, default_backends
 from garrison.minion.grains import boot_id
@@ -26,6 +28,7 @@ from garrison.minion.identity import Identity
 from garrison.minion.jobs import JobRunner
 from garrison.minion.link.client import Link
 from garrison.minion.link.settings import LinkSettings
+from garrison.minion.lockout import local_needs
 from garrison.minion.observers.base import Observer
 from garrison.minion.observers.errors import ErrorObserver
 from garrison.minion.observers.resources import ResourceObserver
@@ -66,15 +69,19 @@ async def _run(settings: MinionSettings, identity: Identity) -> None:
         loop.add_signal_handler(number, stop.set)
     recorder = Recorder(settings.directory / "spool", SpoolCaps.of_total(settings.spool_max_bytes), boot=boot_id())
     backends = default_backends(recorder.emit, runtime_dir=settings.runtime_dir, cgroup=settings.cgroup, names=settings.backends)
-    join = identity.join
+    join, stack = identity.join, EnforcerStack(backends)
+    store = None if join is None else BundleStore(identity.directory / "bundles", join, identity.name, identity.fingerprint)
+    needs = local_needs(identity.directory, settings.runtime_dir)
     agent = Agent(
         settings,
         identity,
         recorder,
-        stack=EnforcerStack(backends),
-        store=None if join is None else BundleStore(identity.directory / "bundles", join, identity.name, identity.fingerprint),
+        stack=stack,
+        store=store,
+        duty=Duty(identity.directory, boot_id(), store=store, stack=stack, emit=recorder.emit, needs=needs),
         observers=_observers(settings, recorder),
         jobs=JobRunner(identity.directory / "jobs"),
+        early=take_outcome(settings.runtime_dir),
     )
     if join is None:
         _log.warning("link=none reason=%s", "this node joined no master; give it a join file with --join")

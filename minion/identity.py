@@ -19,7 +19,7 @@ from garrison.common.names import KeyFingerprint, NodeName, fingerprint, node_na
 from garrison.common.trust.curve import ensure_curve_key
 from garrison.common.trust.join import JoinFile, load_join, save_join
 
-__all__ = ["Identity"]
+__all__ = ["Identity", "is_held"]
 
 _NAME_FILE: Final = "node"
 _JOIN_FILE: Final = "join.json"
@@ -46,6 +46,11 @@ class Identity:
     def fingerprint(self) -> KeyFingerprint:
         """What ``garrison nodes pending`` shows for this node."""
         return fingerprint(self.public_key)
+
+    @staticmethod
+    def exists(directory: Path) -> bool:
+        """Whether a node was made of ``directory``: it has a name and joined a master."""
+        return all((directory / name).exists() for name in (_NAME_FILE, _JOIN_FILE, _KEY_FILE))
 
     @classmethod
     def open(cls, directory: Path, *, wanted_name: str, join: Path | None = None, name_is_explicit: bool = False) -> Identity:
@@ -80,6 +85,21 @@ class Identity:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+
+def is_held(directory: Path) -> bool:
+    """Return whether an agent, or early enforcement, works on ``directory`` now; needs the right to read it."""
+    try:
+        fd = os.open(directory / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _lock(directory: Path) -> int:

@@ -50,6 +50,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
         backends: Enforcement backends.
         observers: Observers.
         rules: Compile report of what is enforced.
+        obstacle: Why not the newest stored generation is enforced: break-glass, safe mode, released, failed; empty when it is.
     """
 
     node: str
@@ -68,6 +69,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     backends: list[BackendState]
     observers: list[BackendState]
     rules: list[RuleReport]
+    obstacle: str = ""
 
 
 def start_ticks(pid: int) -> int:

@@ -8,8 +8,9 @@ from datetime import datetime
 
 from garrison.common.errors import BundleError
 from garrison.common.names import Digest, NodeName
-from garrison.common.policy.load import load_text
+from garrison.common.policy.load import Document, load_text
 from garrison.common.policy.normalise import NodeFacts, Normalised, normalise
+from garrison.common.policy.rules import Mode
 from garrison.common.trust.assignment import SignedAssignment
 from garrison.common.trust.bundle import BundleContent, NodeShare
 from garrison.common.trust.verify import NodeTrust
@@ -66,20 +67,30 @@ class Generation:
         """This node."""
         return self.trust.node
 
-    def normalised(self) -> Normalised:
-        """Return the rules this generation means on this node; reads its files from disk.
+    @property
+    def facts(self) -> NodeFacts:
+        """What its policies may select this node by."""
+        return NodeFacts(name=self.node, labels=self.share.labels)
+
+    def documents(self) -> list[tuple[Document, Mode]]:
+        """Return this node's policies, each with its mode; reads its files from disk.
 
         Raises:
             BundleError: A file changed on disk or is no text.
             PolicyError: A file is no policy that this version understands.
         """
-        share, documents = self.share, []
+        share = self.share
+        documents: list[tuple[Document, Mode]] = []
         for path, mode in sorted(share.files.items()):
             entry = self.content.files[path]
             documents += [
                 (document, mode) for document in load_text(_text(path, self.disk.read_blob(entry.digest, entry.length)), path)
             ]
-        return normalise(documents, NodeFacts(name=self.node, labels=share.labels), share.postures)
+        return documents
+
+    def normalised(self) -> Normalised:
+        """Return the rules this generation means on this node; raises as ``documents`` does, and ``CompileError``."""
+        return normalise(self.documents(), self.facts, self.share.postures)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,8 +82,19 @@ class BundleStore:
         Raises:
             BundleError: Generations were committed and none of them verifies any more.
         """
+        return self._newest_of(self._state.held)
+
+    def previous(self) -> Generation | None:
+        """Return the newest generation before the last committed one that verifies; ``None`` when there was none.
+
+        Raises:
+            BundleError: There were some and none of them verifies any more.
+        """
+        return self._newest_of(self._state.held[1:])
+
+    def _newest_of(self, candidates: Sequence[Held]) -> Generation | None:
         first: GarrisonError | None = None
-        for held in self._state.held:
+        for held in candidates:
             try:
                 return self._verified(held.record)
             except (BundleError, SignatureError) as err:
@@ -91,7 +102,7 @@ class BundleStore:
                 first = first or err
         if first is not None:
             raise BundleError(
-                f"none of the {len(self._state.held)} generations on disk verifies",
+                f"none of the {len(candidates)} generations on disk verifies",
                 hint="apply again from the master; until then this node enforces nothing",
             ) from first
         return None

@@ -89,3 +89,10 @@ class Enforcer(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Stop enforcing and release everything. Idempotent."""
+
+    def release(self) -> None:  # noqa: B027 - most backends leave nothing behind
+        """Take away what ``close`` leaves in force. A later ``apply`` starts anew. Idempotent.
+
+        Raises:
+            OSError: The kernel refused; some of it may still be in force.
+        """

@@ -27,7 +27,7 @@ from garrison.common.policy.rules import Entity, RuleSet, RuleStatus
 from garrison.minion.enforcers.base import Emit, Enforcer, EnforcerStatus, Probe
 from garrison.minion.enforcers.resolve import Reresolver, Snapshot, look, resolve
 
-__all__ = ["EnforcerStack", "default_backends"]
+__all__ = ["LASTING", "EnforcerStack", "default_backends"]
 
 _WORST_FIRST: Final = (RuleStatus.INERT, RuleStatus.IMPOSSIBLE, RuleStatus.DEGRADED, RuleStatus.AUDITED)
 
@@ -63,6 +63,9 @@ _BUILD: Final[Mapping[str, Build]] = {
     "syscalls": _syscalls,
     "audit": _audit,
 }
+
+
+LASTING: Final = frozenset({"bpf_lsm"})  # backends, by their name in the settings, whose rules hold without the agent
 
 
 def _load(module: str, name: str) -> Callable[..., Enforcer]:
@@ -128,6 +131,26 @@ class EnforcerStack:
             self._normalised = normalised
             self._trouble = ""
             return report
+
+    def release(self) -> bool:
+        """Enforce nothing any more, and take away what outlives this process. ``apply`` enforces again.
+
+        Returns:
+            Whether all of it is gone; what is not is told by ``status``.
+        """
+        with self._lock:
+            self._normalised, self._trouble = None, ""
+            self._reresolver.watch(look(()))
+            for backend in self._backends:  # those that do not work now, too: an agent before may have left something
+                try:
+                    if backend.name in self._held:
+                        backend.apply(RuleSet())
+                    backend.release()
+                except (GarrisonError, OSError) as err:
+                    self._trouble = f"{backend.name} could not let go of its rules: {err}"
+                    _log.error("backend=%s released=no error=%s", backend.name, err)
+            self._held.clear()
+            return not self._trouble
 
     def status(self) -> list[EnforcerStatus]:
         """Return how each working backend is doing."""

@@ -74,6 +74,17 @@ class Link:
         self._stop.set()
         self._fetcher.give_up("the agent is stopping")
 
+    async def tell(self, report: ApplyReport) -> None:
+        """Tell the master what is enforced; on the next connection when there is none now."""
+        self._report = report
+        if self._session is not None:
+            with suppress(LinkFailure):  # told again on the next connection
+                await _send_report(self._session, report)
+
+    def obey(self, assignment: Assignment) -> None:
+        """Give an assignment that had to wait to the peer again, as if it came now."""
+        self._on_assignment(assignment)
+
     async def _serve(self, context: zmq.asyncio.Context) -> None:
         number = 0
         while not self._stop.is_set():
@@ -171,11 +182,7 @@ class Link:
             _log.error("assignment=unanswered error=%r", err, exc_info=err)  # a bug in the agent; the link goes on
 
     async def _apply(self, assignment: Assignment) -> None:
-        report = await self._peer.on_assignment(assignment, self._fetcher.fetch)
-        self._report = report
-        if self._session is not None:
-            with suppress(LinkFailure):  # told again on the next connection
-                await _send_report(self._session, report)
+        await self.tell(await self._peer.on_assignment(assignment, self._fetcher.fetch))
 
 
 async def _send_report(session: Session, report: ApplyReport) -> None:

@@ -99,4 +99,4 @@ def test_default_backends_are_built_by_name_in_order(node):
     built = default_backends(node.events.append, runtime_dir=node.root / "run", cgroup=None, names=("fanotify",))
 
     assert [backend.name for backend in built] == ["fanotify"]
-    assert set(stack_module._BUILD) == {"fanotify", "cgroup_net", "syscalls", "audit"}
+    assert set(stack_module._BUILD) == {"bpf_lsm", "fanotify", "cgroup_net", "syscalls", "audit"}

@@ -1,0 +1,128 @@
+"""``garrison enforcer``: what the kernel of this node enforces, without asking the agent; and how to take it away."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from garrison.cli.console import err_console, out_console, print_json_line
+
+__all__ = ["command"]
+
+_EXIT_REFUSED: Final = 3
+
+
+@click.group(
+    "enforcer",
+    epilog="""\b
+Examples:
+  garrison enforcer status              what the kernel enforces now, also when the agent is gone
+  garrison enforcer status --json
+  garrison enforcer release --yes       take it away; the agent enforces again at its next start
+
+\b
+To have nothing enforced for a while, also over restarts: touch /etc/garrison/break-glass
+Exit codes: 0 done, 1 failed, 3 refused.""",
+)
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="The minion's settings file  [default: /etc/garrison/minion.toml]"
+)
+@click.option(
+    "--dir", "directory", type=click.Path(path_type=Path), help="The minion's data  [default: /var/lib/garrison/minion]"
+)
+@click.pass_context
+def command(ctx: click.Context, config: Path | None, directory: Path | None) -> None:
+    """Show or release what the kernel of this node enforces. Works without the agent and without a master."""
+    from garrison.common.settings import load_settings
+    from garrison.minion.config import DEFAULT_CONFIG, MinionSettings
+
+    ctx.obj = load_settings(MinionSettings, file=config, default_file=DEFAULT_CONFIG, flags={"directory": directory})
+
+
+@command.command("status")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object")
+def status_command(*, as_json: bool) -> None:
+    """Show which of our programs are attached, by which rules, and their counters. Reads the kernel's pins; needs root."""
+    import msgspec
+
+    from garrison.minion.break_glass import look_for_glass
+    from garrison.minion.kernel_state import read_kernel_state
+
+    _need_root("the pins are root's")
+    states, glass = read_kernel_state(), look_for_glass()
+    if as_json:
+        document = {
+            "enforcing": any(state.programs and state.generation for state in states),
+            "versions": msgspec.to_builtins(states),
+            "break_glass": {"broken": glass.broken, "why": glass.why},
+        }
+        print_json_line(msgspec.json.encode(document).decode())
+        return
+    console = out_console()
+    if glass.why:
+        console.print(f"break-glass  {'BROKEN' if glass.broken else 'whole'}: {glass.why}", markup=False, soft_wrap=True)
+    if not states:
+        console.print("the kernel enforces nothing of garrison's without the agent: nothing is pinned")
+    for state in states:
+        _print_state(state)
+
+
+def _print_state(state: Any) -> None:
+    console = out_console()
+    console.print(f"pins        {state.pins}", markup=False)
+    console.print(f"programs    {len(state.programs)} attached" if state.programs else "programs    none: nothing is enforced")
+    if state.unreadable:
+        console.print(f"generation  unknown: {state.unreadable}", markup=False, soft_wrap=True)
+        return
+    console.print(f"generation  {state.generation or 'none yet'}")
+    console.print("counters    " + ", ".join(f"{name} {count}" for name, count in state.counters.items()))
+
+
+@command.command("release")
+@click.option("--yes", is_flag=True, help="Do not ask")
+@click.option("--force", is_flag=True, help="Also while the agent runs; it tells the master and enforces nothing until restarted")
+@click.pass_obj
+@click.pass_context
+def release_command(ctx: click.Context, settings: Any, *, yes: bool, force: bool) -> None:
+    """Take away what the kernel enforces without the agent. Recorded: the next start of the agent tells it as tampering.
+
+    The agent enforces again when it starts, and so does the next boot. To keep it from that: touch /etc/garrison/break-glass
+    """
+    from garrison.common.errors import KernelError
+    from garrison.minion import release_note
+    from garrison.minion.enforcers.bpf_lsm.enforcer import PINS, BpfLsmEnforcer
+    from garrison.minion.identity import is_held
+    from garrison.minion.kernel_state import read_kernel_state
+
+    _need_root("enforcement is root's to take away")
+    if not read_kernel_state():
+        err_console().print("nothing to release: nothing is pinned in the kernel")
+        return
+    if is_held(settings.directory) and not force:
+        err_console().print(
+            "[bold red]refused:[/] the agent runs and would go on as if it enforced\n"
+            "[cyan]hint:[/] stop it first: systemctl stop garrison-minion; or touch /etc/garrison/break-glass; or --force",
+        )
+        ctx.exit(_EXIT_REFUSED)
+    if not yes and click.prompt("type 'release' to have this node enforce nothing", default="", show_default=False) != "release":
+        err_console().print("nothing done")
+        ctx.exit(_EXIT_REFUSED)
+    if settings.directory.is_dir():
+        release_note.leave(settings.directory)  # first: what is not recorded is not done
+    try:
+        BpfLsmEnforcer(lambda _: None).release()
+    except OSError as err:
+        raise KernelError(err.errno or 0, f"release {PINS}") from err
+    left = read_kernel_state()
+    err_console().print("released: the kernel enforces nothing of garrison's" if not left else f"[red]still there:[/] {left}")
+    ctx.exit(1 if left else 0)
+
+
+def _need_root(why: str) -> None:
+    from garrison.common.errors import ConfigError
+
+    if os.geteuid() != 0:
+        raise ConfigError(f"this needs root: {why}", hint="sudo garrison enforcer …")

@@ -1,0 +1,159 @@
+"""The last look before rules reach the kernel: would they take from this node what it needs to be recovered?
+
+Rules of this file:
+- The list of ``garrison policy lint`` and the same way out of it (``garrison/i-mean-it``), asked again on the node: a bundle may
+  have been signed by a tool that does not ask.
+- Plus what only the node knows: its own interpreter, data directory and first process, and allow-lists with their posture.
+- Only what would refuse counts: policies in audit mode, or that select other nodes, are no danger.
+Owns: the question. Does not own: the list (``common/policy/never_deny.py``), what a refusal leads to (``duty``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from garrison.common.errors import CompileError
+from garrison.common.policy.expand import expand
+from garrison.common.policy.load import Document, Policy
+from garrison.common.policy.match import Operation, decide, makes_list
+from garrison.common.policy.models import I_MEAN_IT
+from garrison.common.policy.never_deny import NEVER_DENY, Need, blocked_needs
+from garrison.common.policy.normalise import NodeFacts, why_matchless, why_not_selected
+from garrison.common.policy.rules import Entity, Mode, PathKind, PathTarget, Posture, Postures, Rule, RuleSet, Verdict
+from garrison.minion.enforcers.resolve import resolve
+
+__all__ = ["local_needs", "lockouts", "refuse_lockouts"]
+
+_SHOWN = 3
+
+
+def refuse_lockouts(
+    documents: Iterable[tuple[Document, Mode]], facts: NodeFacts, postures: Postures, needs: Sequence[Need]
+) -> None:
+    """Raise when ``documents`` would take away what the node needs.
+
+    Args:
+        documents: This node's policies, each with its mode.
+        facts: Who this node is.
+        postures: What allow-lists do with the rest here.
+        needs: What it needs beyond ``NEVER_DENY``; see ``local_needs``.
+
+    Raises:
+        CompileError: They would; names policies, rules and what they would take.
+    """
+    found = lockouts(documents, facts, postures, needs)
+    if not found:
+        return
+    texts = [f"{rule} blocks: {hit[0]}" + (f" (and {len(hit) - 1} more)" if len(hit) > 1 else "") for rule, hit in found.items()]
+    more = f"; and {len(texts) - _SHOWN} more rules" if len(texts) > _SHOWN else ""
+    raise CompileError(
+        f"the policy would take from this node what it needs to be recovered: {'; '.join(texts[:_SHOWN])}{more}",
+        hint=f'exempt those programs with fromSource, or annotate the policy {I_MEAN_IT}: "true"',
+    )
+
+
+def lockouts(
+    documents: Iterable[tuple[Document, Mode]], facts: NodeFacts, postures: Postures, needs: Sequence[Need]
+) -> Mapping[str, Sequence[str]]:
+    """Return for each rule that would take something away, by id, what; rules of policies that mean it are left out."""
+    rules: list[Rule] = []
+    meant: set[str] = set()
+    for policy, mode in documents:
+        if mode is not Mode.ENFORCE or not isinstance(policy, Policy) or why_not_selected(policy, facts):
+            continue
+        if policy.model.metadata.annotations.get(I_MEAN_IT) == "true":
+            meant.add(policy.name)
+        rules += [found.rule for found in expand(policy) if not why_matchless(found.rule)]
+    every = (*NEVER_DENY, *needs)
+    names = {path for need in every for path in _spellings(need.operation.path)}
+    asked = [rule for rule in rules if rule.policy not in meant and _may_concern(rule, names)]
+    return blocked_needs(asked, every) | _left_out(rules, postures, meant, every)
+
+
+def _may_concern(rule: Rule, paths: set[str]) -> bool:
+    """Whether ``rule`` is worth the whole question: of many rules on a node nearly all name paths that nobody needs."""
+    target = rule.target
+    if rule.verdict is not Verdict.BLOCK or not isinstance(target, PathTarget):
+        return True
+    match target.how:
+        case PathKind.EXACT:
+            return target.value in paths
+        case PathKind.DIRECTORY | PathKind.GLOB:
+            fixed = re.split(r"[*?\[{\\]", target.value, maxsplit=1)[0] if target.how is PathKind.GLOB else target.value
+            return any(path.startswith(fixed) for path in paths)
+        case PathKind.NAME:
+            return True
+
+
+def _spellings(path: str) -> tuple[str, ...]:
+    return (path, path.removeprefix("/usr")) if path.startswith(("/usr/bin/", "/usr/sbin/", "/usr/lib")) else (path,)
+
+
+def _left_out(rules: Sequence[Rule], postures: Postures, meant: set[str], needs: Sequence[Need]) -> dict[str, list[str]]:
+    """Return what allow-lists leave out of that which is on this node, by the rule that makes the list."""
+    if Posture.BLOCK not in {postures.file, postures.network, postures.capability} or not any(map(makes_list, rules)):
+        return {}
+    held = resolve(RuleSet(rules=tuple(rules), postures=postures), os.path.realpath).rules
+    found: dict[str, list[str]] = {}
+    for need in needs:
+        operation = need.operation
+        if not _is_here(operation.path) or not _is_here(operation.source):
+            continue
+        real = msgspec.structs.replace(operation, path=_real(operation.path), source=_real(operation.source))
+        decision = decide(held, real)
+        if decision.verdict is Verdict.BLOCK and decision.by_posture and decision.rule and decision.rule.policy not in meant:
+            found.setdefault(decision.rule.id, []).append(need.what)
+    return found
+
+
+def _is_here(path: str) -> bool:
+    return not path or Path(path).exists()
+
+
+def _real(path: str) -> str:
+    return path and os.path.realpath(path)
+
+
+def local_needs(directory: Path, runtime_dir: Path) -> tuple[Need, ...]:
+    """Return what this very agent needs, where it is installed.
+
+    Args:
+        directory: Its data directory.
+        runtime_dir: Its runtime directory.
+    """
+    return tuple(_local_needs(directory, runtime_dir))
+
+
+def _local_needs(directory: Path, runtime_dir: Path) -> Iterator[Need]:
+    agent, first = os.path.realpath(sys.executable), _first_process()
+    sshd = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin")
+    for program in filter(None, (agent, sshd and os.path.realpath(sshd))):
+        yield _need(Entity.PROCESS, f"pid 1 starts it: {first} runs {program}", path=program, source=first)
+        yield _need(Entity.FILE, f"pid 1 starts it: {first} opens {program}", path=program, source=first)
+    for folder in (directory / "bundles", directory / "spool", runtime_dir):
+        yield _need(Entity.FILE, f"the agent: {agent} writes {folder}/x", path=f"{folder}/x", source=agent, write=True)
+    tcp = frozenset({"tcp", "stream", "all"})
+    yield _need(Entity.NETWORK, f"the link to the master: {agent} uses tcp", source=agent, protocols=tcp)
+
+
+def _first_process() -> str:
+    try:
+        return os.path.realpath("/proc/1/exe")
+    except OSError:  # Python looks into links of /proc that not even root may read in a container
+        return "/usr/lib/systemd/systemd"
+
+
+def _need(
+    entity: Entity, what: str, *, source: str, path: str = "", write: bool = False, protocols: frozenset[str] = frozenset()
+) -> Need:
+    return Need(
+        what,
+        Operation(entity=entity, path=path, source=source, write=write, protocols=protocols, is_owner=True, tty=True),
+    )

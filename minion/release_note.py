@@ -1,0 +1,74 @@
+"""A line from ``garrison enforcer release`` to the agent: who took kernel enforcement away, so that an event can say so.
+
+Rules of this file:
+- Written durably before anything is released; told once, then removed. One that cannot be removed is told again, never swallowed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from garrison.common import limits
+from garrison.common.trust.durable import write_durably
+
+__all__ = ["ReleaseNote", "leave", "take"]
+
+_FILE: Final = "released.json"
+
+_log = logging.getLogger(__name__)
+
+
+class ReleaseNote(msgspec.Struct, frozen=True, kw_only=True):
+    """Who did it, and when.
+
+    Attributes:
+        at_ns: ns since 1970 UTC.
+        uid: User id.
+        login_uid: Login (audit) user id, which ``sudo`` does not change; -1 for none.
+    """
+
+    at_ns: int
+    uid: int
+    login_uid: int = -1
+
+
+def leave(directory: Path) -> None:
+    """Leave a note that names the calling user.
+
+    Raises:
+        KernelError: It cannot be written.
+    """
+    note = ReleaseNote(at_ns=time.time_ns(), uid=os.getuid(), login_uid=_login_uid())
+    write_durably(directory / _FILE, msgspec.json.encode(note))
+
+
+def take(directory: Path) -> ReleaseNote | None:
+    """Return the note and remove it; ``None`` when there is none. One that cannot be read names nobody."""
+    path = directory / _FILE
+    try:
+        with path.open("rb") as file:
+            note = msgspec.json.decode(file.read(limits.BOOT_FILE_MAX_BYTES), type=ReleaseNote)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as err:
+        _log.error("release_note=unreadable error=%s", err)
+        note = ReleaseNote(at_ns=0, uid=-1)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as err:
+        _log.error("release_note=not-removed error=%s", err)
+    return note
+
+
+def _login_uid() -> int:
+    try:
+        number = int(Path("/proc/self/loginuid").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # a kernel without audit
+        return -1
+    return -1 if number == (1 << 32) - 1 else number
