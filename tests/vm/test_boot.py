@@ -100,6 +100,9 @@ class Edge:
     def tamper(self, state: str) -> list[dict[str, Any]]:
         return [e for e in self.master.events("--kind", "tamper") if e["data"]["state"] == state]
 
+    def early(self) -> list[dict[str, Any]]:
+        return [e for e in self.master.events("--kind", "agent") if e["data"]["state"] == "early-enforcement"]
+
     def agent_is(self, state: str) -> bool:
         return self.vm.run("systemctl", "is-active", "garrison-minion").stdout.strip() == state
 
@@ -152,8 +155,7 @@ def test_policy_holds_without_the_agent_from_before_the_network_until_it_is_rele
     told = until(lambda: edge.tamper("released"), "the release is told")
     assert told[0]["severity"] == 9
     assert told[0]["data"]["uid"] == 0
-    early_told = [e for e in edge.master.events("--kind", "agent") if e["data"]["state"] == "early-enforcement"]
-    assert early_told[-1]["data"]["outcome"] == "enforced"
+    assert until(edge.early, "early enforcement is told")[-1]["data"]["outcome"] == "enforced"
     assert vm.run("garrison", "enforcer", "release", "--yes").returncode == 3, "not under a running agent"
     assert edge.refuses(SECRET)
 
