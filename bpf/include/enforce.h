@@ -278,8 +278,9 @@ __noinline int path_sets(struct lookup *lookup)
 	if (!known || accept < 0) {
 		lookup->set = lookup->home = space == SPACE_SOURCE ? UNKNOWN_CLASS : head->unresolved[space & 1];
 		lookup->sum = lookup->below = 0;
-		/* No name leads there, so no rule about a name can mean it. As a program it is one that no rule can tell. */
-		if (space == SPACE_FILE && is_nameless(lookup->mnt))
+		/* No name leads there, so no rule about a name can mean it. What an allow-list of programs does with it, its posture
+		 * says. Container runtimes start from a memfd: refusing all of them for any block rule would stop those. */
+		if (space != SPACE_SOURCE && is_nameless(lookup->mnt))
 			lookup->set = lookup->home = NO_SET;
 		else
 			count(COUNT_UNRESOLVED);

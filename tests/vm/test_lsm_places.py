@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from garrison.common.policy.rules import Verdict
+from garrison.common.policy.rules import Posture, Postures, Verdict
 from vm.lab import K61, K612, Lab, Machine
 from vm.lsm import REFUSED, Guard, file, process
 
@@ -224,15 +224,15 @@ def test_unmounted_file_is_refused_if_a_rule_could_mean_it(guard: Guard) -> None
     assert guard.counters()["unresolved"] >= 1
 
 
-def test_program_without_a_path_is_refused_while_any_program_is(guard: Guard) -> None:
+def test_program_without_a_name_is_meant_by_no_name_but_is_on_no_list_either(guard: Guard) -> None:
     fileless = (
         "f = os.memfd_create('m'); os.write(f, open('/usr/bin/true', 'rb').read()); "
         "subprocess.run([f'/proc/self/fd/{f}'], pass_fds=[f], check=True)"
     )
-    guard.hold(file("/srv/elsewhere"))
+    guard.hold(process("/usr/bin/base64"))
     assert guard.tries(fileless) == "OK"
 
-    guard.hold(process("/usr/bin/base64"))
+    guard.hold(process("/usr/**", Verdict.ALLOW), postures=Postures(file=Posture.BLOCK))
     guard.events(0)
     assert guard.tries(fileless) == REFUSED
     assert guard.events()[0].operation == "exec"
