@@ -108,7 +108,8 @@ async def _tell(ready: asyncio.Event, stop: asyncio.Event, settings: MasterSetti
     while not stop.is_set():
         notify("WATCHDOG=1")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), _ALIVE_S)
+            async with asyncio.timeout(_ALIVE_S):
+                await stop.wait()
     notify("STOPPING=1")
 
 

@@ -81,7 +81,8 @@ class JobProcess:
     async def wait(self, timeout_s: float) -> bool:
         """Wait for its end; returns whether that came in ``timeout_s``."""
         try:
-            await asyncio.wait_for(self._ended.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._ended.wait()
         except TimeoutError:
             return False
         return True

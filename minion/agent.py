@@ -314,7 +314,8 @@ class Agent:
 
 async def _wait(stop: asyncio.Event, timeout_s: float) -> None:
     try:
-        await asyncio.wait_for(stop.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await stop.wait()
     except TimeoutError:
         return
 

@@ -75,7 +75,10 @@ class Host:
         self._base.mkdir(parents=True, exist_ok=True)
         self.cgroup.mkdir(parents=True, exist_ok=True)
         _run("ip", "netns", "add", self._netns)
-        _run("ip", "link", "add", "eth0", "netns", self._netns, "type", "veth", "peer", "name", self.port, "netns", fabric.netns)
+        # Made in the fabric under names of its own and then moved: older kernels look for the names on this machine too.
+        _run("ip", "-n", fabric.netns, "link", "add", self.port, "type", "veth", "peer", "name", f"{self.port}p")
+        _run("ip", "-n", fabric.netns, "link", "set", f"{self.port}p", "netns", self._netns)
+        _run("ip", "-n", self._netns, "link", "set", f"{self.port}p", "name", "eth0")
         _run("ip", "-n", fabric.netns, "link", "set", self.port, "master", "br0", "up")
         _run("ip", "-n", self._netns, "addr", "add", f"{self.address}/24", "dev", "eth0")
         _run("ip", "-n", self._netns, "link", "set", "eth0", "up")

@@ -91,7 +91,8 @@ class JobsApi:
 
 async def _rung(ticket: asyncio.Event) -> None:
     try:
-        await asyncio.wait_for(ticket.wait(), _LOOK_EVERY_S)
+        async with asyncio.timeout(_LOOK_EVERY_S):
+            await ticket.wait()
     except TimeoutError:
         return
 

@@ -130,7 +130,8 @@ class Collector:
                 seen_at = time.monotonic()
                 self._note_seen(self._sessions.all())
             try:
-                await asyncio.wait_for(stop.wait(), TICK_S)
+                async with asyncio.timeout(TICK_S):
+                    await stop.wait()
             except TimeoutError:
                 continue
         self._port.pause()

@@ -69,7 +69,8 @@ async def diagnose(endpoint: str, timeout_s: float) -> LinkFailure:
     if address is None:
         return LinkFailure(Failure.UNREACHABLE, f"cannot reach {endpoint}: not a tcp://host:port endpoint")
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(*address), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            _, writer = await asyncio.open_connection(*address)
     except TimeoutError:
         why = "timeout"
     except socket.gaierror as err:

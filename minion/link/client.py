@@ -156,7 +156,8 @@ class Link:
             wait_s = random.uniform(0.5, 1.0) * self._wait_s  # noqa: S311
             self._wait_s = min(self._wait_s * _GROWTH, longest)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), wait_s)
+            async with asyncio.timeout(wait_s):
+                await self._stop.wait()
 
     def _tell(self, *, connected: bool, cause: str) -> None:
         state = LinkState(connected, cause)

@@ -89,7 +89,8 @@ class Connection:
         while True:
             patience_s = self._settings.handshake_s if connected else self._settings.connect_s
             try:
-                event, value = await asyncio.wait_for(self._next_event(), patience_s)
+                async with asyncio.timeout(patience_s):
+                    event, value = await self._next_event()
             except TimeoutError:
                 raise await self._silence(connected=connected) from None
             if event == zmq.EVENT_CONNECTED:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Final
 
 from garrison.common import limits
@@ -44,6 +44,7 @@ from garrison.minion.link.settings import LinkSettings
 
 __all__ = ["Session"]
 
+_CANCEL_AGAIN_S: Final = 1.0
 _REREAD_S: Final = 0.5  # the spool has events and cannot read them now: it is being mended
 
 _clock = time.monotonic
@@ -87,7 +88,8 @@ class Session:
         """
         await self.send(self._peer.hello())
         try:
-            answer = await asyncio.wait_for(self._receive(), self._settings.handshake_s)
+            async with asyncio.timeout(self._settings.handshake_s):
+                answer = await self._receive()
         except TimeoutError:
             raise LinkFailure(Failure.LOST, f"lost: {self._connection.endpoint} does not answer") from None
         if isinstance(answer, Refused):
@@ -134,10 +136,7 @@ class Session:
                 task.result()
         finally:
             unsubscribe()
-            ending = [*tasks, *self._works]
-            for task in ending:
-                task.cancel()
-            await asyncio.gather(*ending, return_exceptions=True)
+            await _end([*tasks, *self._works])
 
     async def send(self, message: Up) -> None:
         """Send ``message``, waiting while the wire is full.
@@ -276,6 +275,19 @@ class Session:
 
     async def _wait_awake(self, timeout_s: float) -> None:
         try:
-            await asyncio.wait_for(self._wake.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
         except TimeoutError:
             return
+
+
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel ``tasks`` until they have ended: one that lost its cancellation would hold the next connection back for ever."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        ended, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_S)
+        for task in ended:
+            if not task.cancelled():
+                task.exception()  # seen: what ended the conversation is raised by ``run``

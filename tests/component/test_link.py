@@ -125,7 +125,8 @@ async def linked(agent, *masters, server_key=None, **changes):
         yield link
     finally:
         await link.stop()
-        await asyncio.wait_for(task, 10)
+        async with asyncio.timeout(10):
+            await task
 
 
 async def until(look, what, timeout_s=15.0):
@@ -405,7 +406,8 @@ async def test_report_of_an_assignment_applied_during_a_cut_is_told_afterwards(a
     async with linked(agent, wire, server_key=master.public_key):
         await until(lambda: agent.connected, "connected")
         await master.send(Assignment(assignment=b"x"))
-        await asyncio.wait_for(agent.applying.wait(), 10)
+        async with asyncio.timeout(10):
+            await agent.applying.wait()
         wire.cut()
         wire.break_all()
         await until(lambda: not agent.connected, "cut")
