@@ -144,7 +144,7 @@ class Fleet:
         self.until(lambda: self.nodes()[host.name]["state"] == "online", f"{host.name} is online")
 
     # ---- waiting and ending --------------------------------------------------------------------------------------------
-    def until(self, look: Callable[[], _T], what: str, timeout_s: float = 20) -> _T:
+    def until(self, look: Callable[[], _T], what: str, timeout_s: float = 60) -> _T:
         """Return the first true answer of ``look``.
 
         Raises:
