@@ -48,31 +48,48 @@ static __always_inline int asks_for_itself(struct task_struct *task, __u64 cred,
 	return !(bit & FILE_CAPABILITIES) || present == (__u64)BPF_CORE_READ(same, real_cred);
 }
 
+/* Whether some rule is about the capability when a program of this class uses it. */
+static __always_inline int is_watched(__u32 copy, __u32 class, __u64 bit)
+{
+	void *table = bpf_map_lookup_elem(&class_capabilities, &copy);
+	const __u64 *bits = table ? bpf_map_lookup_elem(table, &class) : NULL;
+	const struct subject_head *head;
+
+	if (bits)
+		return (*bits & bit) != 0;
+	head = subject_head(copy);
+	return head && head->anyone & bit;
+}
+
+static __always_inline int any_watched(const struct request *request, __u64 bit)
+{
+	__u32 copy = request->at.copy; /* classes are of the copy in which they were found */
+
+	return is_watched(copy, request->class, bit) || (request->alias && is_watched(copy, request->alias, bit)) ||
+	       (request->extra && is_watched(copy, request->extra, bit));
+}
+
 SEC("lsm/capable")
 int BPF_PROG(guard_capable, const struct cred *cred, struct user_namespace *ns, int cap, unsigned int opts, int ret)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct attempt attempt = {.operation = ON_CAPABLE, .quiet = QUIET_REPEATS};
-	__u32 copy = active_copy(), number = cap, class;
-	const struct subject_head *head = subject_head(copy);
-	__u64 bit = CAPABILITY(number & 63), *bits;
-	void *table;
+	struct attempt attempt = {.operation = ON_CAPABLE, .quiet = opts & CAP_OPT_NOAUDIT ? QUIET_ALL : QUIET_REPEATS};
+	struct request request = {};
+	const struct subject_head *head = subject_head(active_copy());
+	__u32 number = cap;
+	__u64 bit = CAPABILITY(number & 63);
+	int going;
 
 	if (ret || !head || number > 63 || !(head->capabilities & bit))
 		return ret;
 	if (is_exempt(task) || task->tgid == 1 || !asks_for_itself(task, (__u64)cred, bit))
 		return 0;
-	class = class_of(task, copy, head->generation);
-	table = bpf_map_lookup_elem(&class_capabilities, &copy);
-	bits = table ? bpf_map_lookup_elem(table, &class) : NULL;
-	if (!((bits ? *bits : head->anyone) & bit))
+	identify(&request, &going);
+	if (!going || !any_watched(&request, bit))
 		return 0;
-	count(COUNT_DECISIONS);
 	attempt.set = CAPABILITY_SETS | number;
 	attempt.capability = number;
-	if (opts & CAP_OPT_NOAUDIT)
-		attempt.quiet = QUIET_ALL;
-	return judge(&attempt, ENTITY_CAPABILITY, class, copy, head->generation);
+	return judge(&attempt, ENTITY_CAPABILITY, &request);
 }
 
 char LICENSE[] SEC("license") = "GPL";

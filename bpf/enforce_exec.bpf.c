@@ -70,16 +70,12 @@ static __always_inline __u64 undefer(struct subject *subject, __u64 bprm)
 /* Verified for itself. */
 __noinline int tell_deferred(__u64 dentry, __u64 mnt, __u32 generation, __u32 operation, __u64 outcome)
 {
-	struct dentry *at = (void *)dentry;
-	struct inode *inode = BPF_CORE_READ(at, d_inode);
 	struct telling told = {.outcome = unpacked(outcome), .dentry = dentry, .mnt = mnt, .generation = generation};
 
 	if (told.outcome.verdict < VERDICT_AUDIT)
 		return 0;
-	told.ino = BPF_CORE_READ(inode, i_ino);
-	told.dev = BPF_CORE_READ(inode, i_sb, s_dev);
 	told.operation = operation;
-	return tell(&told);
+	return may_tell(&told) ? tell(&told) : 0;
 }
 
 SEC("lsm/bprm_check_security") int BPF_PROG(guard_exec, struct linux_binprm *bprm, int ret)

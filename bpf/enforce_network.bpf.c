@@ -145,14 +145,14 @@ static __always_inline void fill_own_address(struct attempt *attempt, struct soc
 /* Verified for itself. */
 __noinline int decide_socket(const struct attempt *attempt)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	__u32 copy = active_copy();
-	const struct subject_head *head = subject_head(copy);
+	struct request request = {};
+	const struct subject_head *head = subject_head(active_copy());
+	int going;
 
-	if (!attempt || !head || !head->network || is_exempt(task))
+	if (!attempt || !head || !head->network || is_exempt(bpf_get_current_task_btf()))
 		return 0;
-	count(COUNT_DECISIONS);
-	return judge(attempt, ENTITY_NETWORK, class_of(task, copy, head->generation), copy, head->generation);
+	identify(&request, &going);
+	return going ? judge(attempt, ENTITY_NETWORK, &request) : 0;
 }
 
 /* For the verifier, which does not look into functions that it verifies for themselves: a hook returns 0 or -EPERM. */
@@ -178,16 +178,17 @@ SEC("lsm/socket_create") int BPF_PROG(guard_socket, int family, int type, int pr
 SEC("lsm/socket_connect") int BPF_PROG(guard_connect, struct socket *sock, struct sockaddr *address, int length, int ret)
 {
 	struct attempt attempt = {.operation = ON_CONNECT};
-	__u16 family = AF_UNSPEC;
 
 	if (ret || !fill_socket(&attempt, sock))
 		return ret;
 	if (!by_address(&attempt)) {
 		attempt.quiet = QUIET_AUDITS;
 	} else {
-		bpf_probe_read_kernel(&family, sizeof(family), address);
-		if (family == AF_UNSPEC)
+		/* The family, in a field that is filled below: the stack is full. */
+		bpf_probe_read_kernel(&attempt.port, sizeof(attempt.port), address);
+		if (attempt.port == AF_UNSPEC)
 			return 0; /* takes a connection down */
+		attempt.port = 0;
 	}
 	fill_address(&attempt, address, length);
 	return refuse(decide_socket(&attempt));

@@ -53,6 +53,7 @@ struct tamper_event {
 	__u32 refused;
 	__u32 detail; /* number of the map, program or signal */
 	__s32 exe_used;
+	__u64 suppressed; /* attempts of this kind so far that were only counted: event_rate.h */
 	char exe[EVENT_NAMES + NAME_MAX_BYTES];
 };
 
@@ -85,16 +86,23 @@ static __always_inline int refuse(struct task_struct *task, const struct protect
 	int block = protected->tamper == TAMPER_BLOCK;
 	__u32 zero = 0;
 	const struct agent *self = bpf_map_lookup_elem(&agent, &zero);
-	struct tamper_event *event = self ? bpf_ringbuf_reserve(&events, sizeof(*event), 0) : NULL;
+	__u64 suppressed = take_token(0, TAMPER_RULES + attempt, block ? VERDICT_BLOCK : VERDICT_AUDIT, 0);
+	struct tamper_event *event;
 
+	if (suppressed == OVER_RATE) {
+		count(COUNT_SUPPRESSED);
+		return block ? -EPERM : 0;
+	}
+	event = self ? bpf_ringbuf_reserve(&events, sizeof(*event), 0) : NULL;
 	if (!event) {
-		count(COUNT_LOST);
+		count_lost(0, TAMPER_RULES + attempt, 1);
 		return block ? -EPERM : 0;
 	}
 	fill_actor(&event->actor, self, task);
 	event->attempt = attempt;
 	event->refused = block;
 	event->detail = detail;
+	event->suppressed = suppressed;
 	event->exe_used = exe ? event_names(event->exe, &exe->f_path) : -1;
 	bpf_ringbuf_submit(event, 0);
 	return block ? -EPERM : 0;

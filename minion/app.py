@@ -68,7 +68,13 @@ async def _run(settings: MinionSettings, identity: Identity) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     recorder = Recorder(settings.directory / "spool", SpoolCaps.of_total(settings.spool_max_bytes), boot=boot_id())
-    backends = default_backends(recorder.emit, runtime_dir=settings.runtime_dir, cgroup=settings.cgroup, names=settings.backends)
+    backends = default_backends(
+        recorder.emit,
+        runtime_dir=settings.runtime_dir,
+        cgroup=settings.cgroup,
+        names=settings.backends,
+        lsm=settings.lsm_options,
+    )
     join, stack = identity.join, EnforcerStack(backends)
     store = None if join is None else BundleStore(identity.directory / "bundles", join, identity.name, identity.fingerprint)
     needs = local_needs(identity.directory, settings.runtime_dir)

@@ -15,6 +15,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from garrison.common.settings import DaemonSettings
+from garrison.minion.enforcers.bpf_lsm.options import EventRate, LsmOptions, Tamper
 
 __all__ = ["DEFAULT_CONFIG", "MinionSettings"]
 
@@ -31,6 +32,9 @@ class MinionSettings(DaemonSettings):
         node: Node name; pinned at the first start.
         cgroup: cgroup v2 directory whose processes obey network rules; the mount's root when not given.
         backends: Enforcement backends to try, best first.
+        tamper: What becomes of others' attempts at the kernel enforcer and the agent: ``block``, ``audit``, ``off``.
+        event_rate: Events that each rule may tell in a second; those above are counted. 0: no limit.
+        event_burst: Events that each rule may tell at once.
         resource_interval_s: Seconds between resource samples.
         self_interval_s: Seconds between the agent's reports on itself.
         shell_scope: ``login``: commands of login sessions and terminals; ``all``: every command.
@@ -53,12 +57,21 @@ class MinionSettings(DaemonSettings):
         "syscalls",
         "audit",
     )
+    tamper: Literal["off", "audit", "block"] = "audit"
+    event_rate: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    event_burst: Annotated[int, Field(ge=1, le=1_000_000)] = 200
     resource_interval_s: Annotated[float, Field(ge=1, le=86_400)] = 30.0
     self_interval_s: Annotated[float, Field(ge=1, le=86_400)] = 60.0
     shell_scope: Literal["login", "all"] = "login"
     error_files: tuple[Path, ...] = ()
     spool_max_bytes: Annotated[int, Field(ge=4 << 20)] = 512 << 20
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def lsm_options(self) -> LsmOptions:
+        """The settings of the kernel enforcer."""
+        rate = EventRate(per_s=self.event_rate, burst=self.event_burst)
+        return LsmOptions(tamper=Tamper[self.tamper.upper()], rate=rate)
 
     @property
     def wanted_name(self) -> str:

@@ -134,7 +134,10 @@ def _attempt(settings: MinionSettings, events: list[Event]) -> Outcome:
         return Outcome(state="nothing", detail="the agent runs, and enforces")
     identity = Identity.open(settings.directory, wanted_name=settings.wanted_name)
     names = [name for name in settings.backends if name in LASTING]
-    stack = EnforcerStack(default_backends(events.append, runtime_dir=settings.runtime_dir, cgroup=settings.cgroup, names=names))
+    backends = default_backends(
+        events.append, runtime_dir=settings.runtime_dir, cgroup=settings.cgroup, names=names, lsm=settings.lsm_options
+    )
+    stack = EnforcerStack(backends)
     try:
         return _enforce(identity, stack)
     except GarrisonError as err:

@@ -15,6 +15,7 @@
 #define GARRISON_ENFORCE_H
 
 #include "actor.h"
+#include "event_rate.h"
 #include "rule_tables.h"
 
 #include <bpf/bpf_tracing.h>
@@ -152,6 +153,7 @@ struct decision_event {
 	__s32 path_used;
 	__u32 pad;
 	__u64 ino;
+	__u64 suppressed; /* events of the rule so far that were only counted: event_rate.h */
 	__u32 dev;
 	__u32 pad2;
 	char exe[EVENT_NAMES + NAME_MAX_BYTES]; /* names, the last component first; see path_walk.h */
@@ -164,21 +166,16 @@ struct {
 	__uint(max_entries, 4 << 20); /* about 1,500 events */
 } events SEC(".maps");
 
-struct lost_key {
-	__u32 generation;
-	__u32 rule;
-};
-
 /* Lost events by generation and rule. Written here, read and deleted by user space. Full: COUNT_UNNAMED. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct lost_key);
+	__type(key, struct rule_key);
 	__type(value, __u64);
 } lost SEC(".maps");
 
-enum counter { COUNT_DECISIONS, COUNT_BLOCKS, COUNT_AUDITS, COUNT_LOST, COUNT_UNNAMED, COUNT_UNRESOLVED, COUNT_TABLE, COUNT_WALKS, COUNTERS };
+enum counter { COUNT_DECISIONS, COUNT_BLOCKS, COUNT_AUDITS, COUNT_LOST, COUNT_UNNAMED, COUNT_UNRESOLVED, COUNT_TABLE, COUNT_WALKS, COUNT_SUPPRESSED, COUNTERS };
 
 /* Figures by enum counter. Written here, read by user space. */
 struct {
@@ -198,6 +195,20 @@ static __always_inline void count(__u32 which)
 
 	if (figure)
 		__sync_fetch_and_add(figure, 1);
+}
+
+static __always_inline void count_lost(__u32 generation, __u32 rule, __u32 events)
+{
+	struct rule_key key = {.generation = generation, .rule = rule};
+	__u64 nothing = 0, *figure;
+
+	count(COUNT_LOST);
+	bpf_map_update_elem(&lost, &key, &nothing, BPF_NOEXIST);
+	figure = bpf_map_lookup_elem(&lost, &key);
+	if (figure)
+		__sync_fetch_and_add(figure, events);
+	else
+		count(COUNT_UNNAMED);
 }
 
 static __always_inline __u32 present_epoch(void)
@@ -377,15 +388,6 @@ static __always_inline struct subject *subject_of(struct task_struct *task, __u3
 	return kept;
 }
 
-/* Class of the program that runs in ``task``, the current one. Kernel threads have none. */
-static __always_inline __u32 class_of(struct task_struct *task, __u32 copy, __u32 generation)
-{
-	struct lookup lookup = {.copy = copy};
-
-	subject_of(task, generation, &lookup);
-	return lookup.set;
-}
-
 /* Class of a program of the past. In a later generation only by its own path: its directories are not known any more. */
 static __always_inline __u32 past_class(const struct past *past, __u32 copy, __u32 generation)
 {
@@ -425,12 +427,23 @@ struct telling {
 	struct outcome outcome;
 	__u64 dentry;
 	__u64 mnt;
-	__u64 ino;
-	__u32 dev;
+	__u64 suppressed; /* filled by may_tell() */
 	__u32 generation;
 	__u32 operation;
 	__u32 condition;
+	__u32 pad;
 };
+
+/* Counts a decision; returns whether there is a token for its event. Not part of tell(), whose stack is full. */
+static __always_inline int may_tell(struct telling *told)
+{
+	count(told->outcome.verdict == VERDICT_BLOCK ? COUNT_BLOCKS : COUNT_AUDITS);
+	told->suppressed = take_token(told->generation, told->outcome.rule, told->outcome.verdict, 0);
+	if (told->suppressed != OVER_RATE)
+		return 1;
+	count(COUNT_SUPPRESSED);
+	return 0;
+}
 
 /* Verified for itself. */
 __noinline int tell(const struct telling *told)
@@ -441,25 +454,16 @@ __noinline int tell(const struct telling *told)
 	__u32 zero = 0;
 	const struct agent *self = bpf_map_lookup_elem(&agent, &zero);
 	struct decision_event *event;
+	struct inode *inode;
 	struct path path = {};
 
 	if (!told)
 		return 0;
 	path.dentry = (void *)told->dentry;
 	path.mnt = (void *)told->mnt;
-	count(told->outcome.verdict == VERDICT_BLOCK ? COUNT_BLOCKS : COUNT_AUDITS);
 	event = self ? bpf_ringbuf_reserve(&events, sizeof(*event), 0) : NULL;
 	if (!event) {
-		struct lost_key key = {.generation = told->generation, .rule = told->outcome.rule};
-		__u64 nothing = 0, *figure;
-
-		count(COUNT_LOST);
-		bpf_map_update_elem(&lost, &key, &nothing, BPF_NOEXIST);
-		figure = bpf_map_lookup_elem(&lost, &key);
-		if (figure)
-			__sync_fetch_and_add(figure, 1);
-		else
-			count(COUNT_UNNAMED);
+		count_lost(told->generation, told->outcome.rule, 1);
 		return 0;
 	}
 	fill_actor(&event->actor, self, task);
@@ -468,8 +472,10 @@ __noinline int tell(const struct telling *told)
 	event->outcome = told->outcome;
 	event->condition = told->condition;
 	event->pad = event->pad2 = 0;
-	event->ino = told->ino;
-	event->dev = told->dev;
+	inode = BPF_CORE_READ(path.dentry, d_inode);
+	event->ino = BPF_CORE_READ(inode, i_ino);
+	event->dev = BPF_CORE_READ(inode, i_sb, s_dev);
+	event->suppressed = told->suppressed;
 	event->exe_used = exe ? event_names(event->exe, &exe->f_path) : -1;
 	event->path_used = event_names(event->path, &path);
 	bpf_ringbuf_submit(event, 0);
@@ -543,6 +549,27 @@ __noinline __u64 weigh_set(const struct request *request, __u32 set)
 	return found;
 }
 
+/* The posture of a further class of the actor, where no rule speaks of it. */
+static __always_inline __u64 weigh_posture(const struct request *request, __u32 class, __u64 found)
+{
+	struct outcome posture = outcome_of_named(request->at.copy, POSTURE_OF(request->at.space), class, 0);
+
+	if (!is_stricter(posture, found) || outcome_of(request->at.copy, request->at.set, class, request->condition).verdict)
+		return found;
+	return packed(posture);
+}
+
+/* What allow-lists say, where rules have said ``found``. Verified for itself. */
+__noinline __u64 weigh_lists(const struct request *request, __u64 found)
+{
+	if (!request)
+		return found;
+	if (!(found >> 40))
+		found = packed(outcome_of(request->at.copy, POSTURE_OF(request->at.space), request->class, 0));
+	found = weigh_posture(request, request->alias, found);
+	return weigh_posture(request, request->extra, found);
+}
+
 /* The strictest outcome of all that the path is. Verified for itself. */
 __noinline __u64 weigh_request(const struct request *request)
 {
@@ -566,9 +593,9 @@ __noinline __u64 weigh_request(const struct request *request)
 		if (is_stricter(unpacked(other), found))
 			found = other;
 	}
-	if (!(found >> 40) && request->flags & REQUEST_LISTS && !(request->flags & REQUEST_RULES_ONLY) &&
+	if (request->flags & REQUEST_LISTS && !(request->flags & REQUEST_RULES_ONLY) &&
 	    !(request->at.space == SPACE_FILE && is_nameless(request->at.mnt)))
-		found = packed(outcome_of(request->at.copy, POSTURE_OF(request->at.space), request->class, 0));
+		found = weigh_lists(request, found);
 	return found;
 }
 
@@ -576,22 +603,16 @@ __noinline __u64 weigh_request(const struct request *request)
 __noinline int tell_request(const struct request *request, __u64 outcome)
 {
 	struct telling told = {};
-	struct dentry *dentry;
-	struct inode *inode;
 
 	if (!request)
 		return 0;
-	dentry = (void *)request->at.dentry;
-	inode = BPF_CORE_READ(dentry, d_inode);
 	told.outcome = unpacked(outcome);
 	told.dentry = request->at.dentry;
 	told.mnt = request->at.mnt;
-	told.ino = BPF_CORE_READ(inode, i_ino);
-	told.dev = BPF_CORE_READ(inode, i_sb, s_dev);
 	told.generation = request->generation;
 	told.operation = request->operation;
 	told.condition = request->condition;
-	return tell(&told);
+	return may_tell(&told) ? tell(&told) : 0;
 }
 
 /* The decision, and its event. Returns 0 or -EPERM. */
@@ -609,7 +630,7 @@ static __always_inline int decide(const struct request *request)
  * Who acts, under which generation. Uses ``request->at``, so that is filled later. Returns the
  * actor's entry, if it has one; ``going``: whether rules hold.
  */
-static __always_inline struct subject *start_request(struct request *request, int *going)
+static __always_inline struct subject *identify(struct request *request, int *going)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct subject *subject;
@@ -620,7 +641,6 @@ static __always_inline struct subject *start_request(struct request *request, in
 	*going = head && head->generation;
 	if (!*going)
 		return NULL;
-	count(COUNT_DECISIONS);
 	request->generation = head->generation;
 	request->flags |= (head->has_lists ? REQUEST_LISTS : 0) | (head->has_inodes ? REQUEST_INODES : 0);
 	if (task->signal->tty)
@@ -631,6 +651,15 @@ static __always_inline struct subject *start_request(struct request *request, in
 		request->alias = subject->alias;
 		request->extra = past_class(&subject->loaded, request->at.copy, request->generation);
 	}
+	return subject;
+}
+
+static __always_inline struct subject *start_request(struct request *request, int *going)
+{
+	struct subject *subject = identify(request, going);
+
+	if (*going)
+		count(COUNT_DECISIONS);
 	return subject;
 }
 

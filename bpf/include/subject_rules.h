@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Rules about what is not a path: sockets and capabilities. The acting program's class (enforce.h) and a number that stands for
+ * Rules about what is not a path: sockets and capabilities. All that the acting program is (enforce.h) and a number that stands for
  * the kind of socket or the capability lead to an outcome, by the same tables as for paths. What the numbers mean is said by
  * garrison.minion.enforcers.bpf_lsm.subjects; the event is decoded by subject_events.py.
  *
@@ -103,9 +103,10 @@ struct subject_event {
 	__u8 addr[16];	/* network order; AF_VSOCK: cid and port, 4 bytes each in host order */
 	__u32 capability;
 	__u32 pad;
+	__u64 suppressed; /* events of the rule so far that were only counted: event_rate.h */
 	char exe[EVENT_NAMES + NAME_MAX_BYTES];
 };
-_Static_assert(sizeof(struct subject_event) == 88 + 56 + EVENT_NAMES + NAME_MAX_BYTES, "struct subject_event");
+_Static_assert(sizeof(struct subject_event) == 88 + 64 + EVENT_NAMES + NAME_MAX_BYTES, "struct subject_event");
 
 /* ---- Helpers ---------------------------------------------------------------------------------------------------------- */
 
@@ -162,13 +163,19 @@ static __always_inline int is_exempt(struct task_struct *task)
 	return agent_process && agent_process->tgid == task->tgid && agent_process->start_time == start_of(task);
 }
 
-/* Whether a like operation was told lately; counts it then. Otherwise says how many were counted since. */
-static __always_inline int told_lately(const struct attempt *attempt, __u32 generation, __u32 rule, __u32 *repeated)
+#define TOLD_LATELY 0xffffffffU
+
+/* TOLD_LATELY when a like operation was, and it is counted; else how many were counted since the last event. Verified for itself. */
+__noinline __u32 count_repeat(const struct attempt *attempt, __u32 generation, __u32 rule)
 {
-	struct repeat_key key = {.operation = attempt->operation, .generation = generation, .rule = rule};
+	struct repeat_key key = {.generation = generation, .rule = rule};
 	__u64 now = bpf_ktime_get_ns();
 	struct repeat fresh = {.until = now + REPEAT_NS}, *kept;
+	__u32 repeated;
 
+	if (!attempt)
+		return 0;
+	key.operation = attempt->operation;
 	key.tgid = bpf_get_current_pid_tgid() >> 32;
 	key.number = attempt->operation == ON_CAPABLE ? attempt->capability : attempt->port;
 	__builtin_memcpy(key.addr, attempt->addr, sizeof(key.addr));
@@ -180,51 +187,35 @@ static __always_inline int told_lately(const struct attempt *attempt, __u32 gene
 	if (now < kept->until) {
 		__sync_fetch_and_add(&kept->count, 1);
 		count_subject(COUNT_REPEATS);
-		return 1;
+		return TOLD_LATELY;
 	}
-	*repeated = kept->count - kept->told;
+	repeated = kept->count - kept->told;
 	kept->told = kept->count;
 	kept->until = now + REPEAT_NS;
-	return 0;
-}
-
-static __always_inline void count_lost(__u32 generation, __u32 rule)
-{
-	struct lost_key key = {.generation = generation, .rule = rule};
-	__u64 nothing = 0, *figure;
-
-	count(COUNT_LOST);
-	bpf_map_update_elem(&lost, &key, &nothing, BPF_NOEXIST);
-	figure = bpf_map_lookup_elem(&lost, &key);
-	if (figure)
-		__sync_fetch_and_add(figure, 1);
-	else
-		count(COUNT_UNNAMED);
+	return repeated == TOLD_LATELY ? 0 : repeated;
 }
 
 /* Verified for itself. */
-__noinline int tell_subject(const struct attempt *attempt, __u32 generation, const struct outcome *outcome)
+__noinline int write_subject(const struct attempt *attempt, __u32 generation, __u64 outcome, __u32 repeated, __u64 suppressed)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct mm_struct *mm = BPF_CORE_READ(task, mm);
 	struct file *exe = mm ? BPF_CORE_READ(mm, exe_file) : NULL;
-	__u32 zero = 0, repeated = 0;
+	__u32 zero = 0;
 	const struct agent *self = bpf_map_lookup_elem(&agent, &zero);
 	struct subject_event *event;
 
-	if (!attempt || !outcome)
-		return 0;
-	if (attempt->quiet & QUIET_REPEATS && told_lately(attempt, generation, outcome->rule, &repeated))
+	if (!attempt)
 		return 0;
 	event = self ? bpf_ringbuf_reserve(&events, sizeof(*event), 0) : NULL;
 	if (!event) {
-		count_lost(generation, outcome->rule);
+		count_lost(generation, outcome, 1 + repeated);
 		return 0;
 	}
 	fill_actor(&event->actor, self, task);
 	event->generation = generation;
 	event->operation = attempt->operation;
-	event->outcome = *outcome;
+	event->outcome = unpacked(outcome);
 	event->repeats = repeated;
 	event->family = attempt->family;
 	event->type = attempt->type;
@@ -233,29 +224,53 @@ __noinline int tell_subject(const struct attempt *attempt, __u32 generation, con
 	__builtin_memcpy(event->addr, attempt->addr, sizeof(event->addr));
 	event->capability = attempt->capability;
 	event->pad = 0;
+	event->suppressed = suppressed;
 	event->exe_used = exe ? event_names(event->exe, &exe->f_path) : -1;
 	bpf_ringbuf_submit(event, 0);
 	return 0;
 }
 
-/* Verdict on an operation that the set ``attempt->set`` names, by a program of ``class``. Returns 0 or -EPERM. */
-static __always_inline int judge(const struct attempt *attempt, __u32 entity, __u32 class, __u32 copy, __u32 generation)
+/* Verified for itself. */
+__noinline int tell_subject(const struct attempt *attempt, __u32 generation, __u64 outcome)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	__u32 condition = BPF_CORE_READ(task, signal, tty) ? CONDITION_TTY : 0;
-	struct outcome outcome = outcome_of(copy, attempt->set, class, condition);
+	__u32 repeated = 0;
+	__u64 suppressed;
+
+	if (!attempt)
+		return 0;
+	if (attempt->quiet & QUIET_REPEATS)
+		repeated = count_repeat(attempt, generation, outcome);
+	if (repeated == TOLD_LATELY)
+		return 0;
+	suppressed = take_token(generation, outcome, unpacked(outcome).verdict, repeated);
+	if (suppressed == OVER_RATE) {
+		count(COUNT_SUPPRESSED);
+		return 0;
+	}
+	return write_subject(attempt, generation, outcome, repeated, suppressed);
+}
+
+/*
+ * Verdict on an operation that the set ``attempt->set`` names, by who is identified in ``request``, whose place is filled here.
+ * Returns 0 or -EPERM.
+ */
+static __always_inline int judge(const struct attempt *attempt, __u32 entity, struct request *request)
+{
+	__u64 outcome;
 	int block;
 
-	if (outcome.verdict == VERDICT_NONE)
-		outcome = outcome_of(copy, POSTURE_OF(entity), class, 0);
-	if (outcome.verdict < VERDICT_AUDIT)
+	request->at.space = entity;
+	request->at.set = request->at.home = attempt->set;
+	count(COUNT_DECISIONS);
+	outcome = weigh_request(request);
+	if (unpacked(outcome).verdict < VERDICT_AUDIT)
 		return 0;
-	block = outcome.verdict == VERDICT_BLOCK;
+	block = unpacked(outcome).verdict == VERDICT_BLOCK;
 	if (attempt->quiet & QUIET_ALL) {
 		count_subject(COUNT_QUIET);
 	} else if (block || !(attempt->quiet & QUIET_AUDITS)) {
 		count(block ? COUNT_BLOCKS : COUNT_AUDITS);
-		tell_subject(attempt, generation, &outcome);
+		tell_subject(attempt, request->generation, outcome);
 	}
 	return block ? -EPERM : 0;
 }

@@ -25,6 +25,7 @@ from garrison.common.policy.normalise import Normalised
 from garrison.common.policy.report import merge_reports
 from garrison.common.policy.rules import Entity, RuleSet, RuleStatus
 from garrison.minion.enforcers.base import Emit, Enforcer, EnforcerStatus, Probe
+from garrison.minion.enforcers.bpf_lsm.options import LsmOptions
 from garrison.minion.enforcers.resolve import Reresolver, Snapshot, look, resolve
 
 __all__ = ["LASTING", "EnforcerStack", "default_backends"]
@@ -34,10 +35,6 @@ _WORST_FIRST: Final = (RuleStatus.INERT, RuleStatus.IMPOSSIBLE, RuleStatus.DEGRA
 _log = logging.getLogger(__name__)
 
 Build = Callable[[Emit, Path, Path | None], Enforcer]
-
-
-def _bpf_lsm(emit: Emit, _: Path, __: Path | None) -> Enforcer:
-    return _load("garrison.minion.enforcers.bpf_lsm.enforcer", "BpfLsmEnforcer")(emit)
 
 
 def _fanotify(emit: Emit, runtime_dir: Path, _: Path | None) -> Enforcer:
@@ -57,7 +54,6 @@ def _syscalls(emit: Emit, _: Path, __: Path | None) -> Enforcer:
 
 
 _BUILD: Final[Mapping[str, Build]] = {
-    "bpf_lsm": _bpf_lsm,
     "fanotify": _fanotify,
     "cgroup_net": _cgroup_net,
     "syscalls": _syscalls,
@@ -74,7 +70,9 @@ def _load(module: str, name: str) -> Callable[..., Enforcer]:
     return backend
 
 
-def default_backends(emit: Emit, *, runtime_dir: Path, cgroup: Path | None, names: Iterable[str]) -> list[Enforcer]:
+def default_backends(
+    emit: Emit, *, runtime_dir: Path, cgroup: Path | None, names: Iterable[str], lsm: LsmOptions | None = None
+) -> list[Enforcer]:
     """Return the backends called ``names``, best first, none of them probed.
 
     Args:
@@ -82,8 +80,14 @@ def default_backends(emit: Emit, *, runtime_dir: Path, cgroup: Path | None, name
         runtime_dir: For sockets and scratch files.
         cgroup: Directory whose processes obey network rules; the mount's root when ``None``.
         names: Out of ``bpf_lsm``, ``fanotify``, ``cgroup_net``, ``syscalls``, ``audit``.
+        lsm: Settings of the first of them.
     """
-    return [_BUILD[name](emit, runtime_dir, cgroup) for name in names]
+
+    def bpf_lsm(emit: Emit, _: Path, __: Path | None) -> Enforcer:
+        return _load("garrison.minion.enforcers.bpf_lsm.enforcer", "BpfLsmEnforcer")(emit, options=lsm)
+
+    build = {**_BUILD, "bpf_lsm": bpf_lsm}
+    return [build[name](emit, runtime_dir, cgroup) for name in names]
 
 
 class EnforcerStack:

@@ -17,10 +17,11 @@ from garrison.common.events import Event, event_from_json
 from garrison.common.policy.rules import Entity, Other, Posture, Postures, Protocol, Rule, RuleSet, Source, Verdict
 from vm.lab import Background, Vm
 
-__all__ = ["ALLOWED", "DENIED", "Guard", "capability", "network"]
+__all__ = ["ALLOWED", "DENIED", "LINKER", "Guard", "capability", "network"]
 
 ALLOWED = "/usr/bin/python3.11"
 DENIED = "/srv/denied/bin/python3"
+LINKER = "/lib64/ld-linux-x86-64.so.2"
 _FOLDER = "/run/guard"
 _numbers = itertools.count(1)
 
@@ -315,16 +316,16 @@ class Guard:
         """Run one action with ``program``; returns ``ok`` or the error's name."""
         return self._run(program, action)[action]
 
-    def acts(self, program: str, *actions: str) -> dict[str, str]:
-        """Run actions, by name, one after the other, in one process."""
-        return self._run(program, ",".join(actions))
+    def acts(self, program: str, *actions: str, through: str = "") -> dict[str, str]:
+        """Run actions, by name, one after the other, in one process, which ``through`` starts if it is given."""
+        return self._run(program, ",".join(actions), through=through)
 
     def listed(self, program: str, path: str) -> str:
         """Return what ``program`` finds in a directory."""
         return self._run(program, "list", path)["found"]
 
-    def _run(self, program: str, *argv: str) -> dict[str, str]:
-        done = self.vm.run(program, "-S", f"{_FOLDER}/acts.py", *argv, env={"PYTHONHOME": "/usr"})
+    def _run(self, program: str, *argv: str, through: str = "") -> dict[str, str]:
+        done = self.vm.run(*filter(None, (through, program)), "-S", f"{_FOLDER}/acts.py", *argv, env={"PYTHONHOME": "/usr"})
         assert done.returncode == 0, done.stderr
         return dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
 

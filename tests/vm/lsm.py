@@ -67,10 +67,12 @@ class Guard:
         vm: Where it runs.
         tamper: Name of what the next agent makes of attempts at it.
         version: Of its programs, as the next agent pretends; empty for the true one.
+        rate: Events per second and at once that the next agent lets a rule tell; as the settings have it.
     """
 
     def __init__(self, vm: Vm) -> None:
         self.vm, self.tamper, self.version = vm, "AUDIT", ""
+        self.rate = (100, 200)
         self._numbers = itertools.count()
         self._holder: Background | None = None
         self._socket = ""
@@ -142,7 +144,13 @@ class Guard:
     def _start(self) -> None:
         self._socket = f"/run/holder-{next(self._numbers)}"
         self._holder = self.vm.start(
-            "python3", _HOLDER_IN_GUEST, self._socket, self.tamper, self.version, log=f"{self._socket}.log"
+            "python3",
+            _HOLDER_IN_GUEST,
+            self._socket,
+            self.tamper,
+            self.version,
+            *map(str, self.rate),
+            log=f"{self._socket}.log",
         )
         self.vm.until(lambda: self.vm.run("test", "-S", self._socket).returncode == 0, "the agent's socket")
 

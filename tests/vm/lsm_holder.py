@@ -20,7 +20,8 @@ from garrison.common.errors import GarrisonError
 from garrison.common.events import Event
 from garrison.common.policy.rules import RuleSet
 from garrison.minion.enforcers.bpf_lsm import pins
-from garrison.minion.enforcers.bpf_lsm.enforcer import BpfLsmEnforcer, Tamper
+from garrison.minion.enforcers.bpf_lsm.enforcer import BpfLsmEnforcer
+from garrison.minion.enforcers.bpf_lsm.options import EventRate, LsmOptions, Tamper
 
 
 def answer(enforcer: BpfLsmEnforcer, events: queue.SimpleQueue[Event], request: dict[str, Any]) -> Any:
@@ -41,11 +42,13 @@ def answer(enforcer: BpfLsmEnforcer, events: queue.SimpleQueue[Event], request: 
 
 
 def main() -> None:
-    """Serve until killed. Arguments: the socket, a ``Tamper``, and a version to pretend or nothing."""
+    """Serve until killed. Arguments: the socket, a ``Tamper``, a version to pretend or nothing, events per second and burst."""
     if sys.argv[3]:
         pins.version = lambda: sys.argv[3]
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    enforcer = BpfLsmEnforcer(events.put, tamper=Tamper[sys.argv[2]])
+    per_s, burst = map(int, sys.argv[4:])
+    options = LsmOptions(tamper=Tamper[sys.argv[2]], rate=EventRate(per_s=per_s, burst=burst))
+    enforcer = BpfLsmEnforcer(events.put, options=options)
     listening = socket.socket(socket.AF_UNIX)
     Path(sys.argv[1]).unlink(missing_ok=True)
     listening.bind(sys.argv[1])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from garrison.common.policy.rules import Posture, Verdict
-from vm.guard import ALLOWED, DENIED, Guard, capability
+from vm.guard import ALLOWED, DENIED, LINKER, Guard, capability
 from vm.lab import K61, K612, Lab
 
 
@@ -68,6 +68,19 @@ def test_capability_is_refused_to_the_program_alone_and_no_other_one_is(
     assert guard.acts(ALLOWED, *refused) == {action: fine[action] for action in refused}
 
     assert guard.told(1)[0].object == name
+
+
+@pytest.mark.parametrize(("program", "through"), [(DENIED, LINKER), ("/srv/denied/linked", "")], ids=["linker", "hard link"])
+def test_rule_about_a_program_holds_however_it_is_started(guard: Guard, program: str, through: str) -> None:
+    guard.vm.check("sh", "-c", f"ln -f {DENIED} /srv/denied/linked")
+
+    guard.apply(capability("sys_time", by=DENIED))
+    assert guard.acts(program, "settime", "chown", through=through) == {"settime": "EPERM", "chown": "ok"}
+    assert guard.acts(ALLOWED, "settime", through=through) == {"settime": "ok"}
+
+    guard.apply(capability("net_raw", Verdict.ALLOW, by=DENIED), capability=Posture.BLOCK)
+    assert guard.acts(program, "raw", "settime", through=through) == {"raw": "ok", "settime": "EPERM"}
+    assert guard.acts(ALLOWED, "settime", through=through) == {"settime": "ok"}
 
 
 def test_rule_without_a_source_holds_for_everybody_but_the_agent(guard: Guard) -> None:

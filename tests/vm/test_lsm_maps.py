@@ -98,6 +98,17 @@ def test_source_of_a_file_rule_holds_through_the_linker_and_its_children(guard: 
     assert guard.vm.run(LINKER, "/usr/bin/bash", "-c", "(exec 3</srv/maps/secret; echo read) & wait").stdout == "read\n"
 
 
+def test_allow_list_of_a_program_holds_through_the_linker(guard: Guard) -> None:
+    guard.files("/srv/maps/listed", "/srv/maps/other")
+    listed = (file("/usr/**", Verdict.ALLOW, by="/usr/bin/cat"), file("/etc/**", Verdict.ALLOW, by="/usr/bin/cat"))
+    guard.hold(*listed, file("/srv/maps/listed", Verdict.ALLOW, by="/usr/bin/cat"), postures=Postures(file=Posture.BLOCK))
+
+    for how in ((), (LINKER,)):
+        assert guard.vm.run(*how, "/usr/bin/cat", "/srv/maps/listed").stdout == "hi\n", how
+        assert guard.vm.run(*how, "/usr/bin/cat", "/srv/maps/other").returncode == 1, how
+        assert guard.vm.run(*how, "/usr/bin/sha256sum", "/srv/maps/other").returncode == 0, how
+
+
 def test_grant_does_not_hold_through_the_linker(guard: Guard) -> None:
     guard.files("/srv/maps/granted")
     guard.hold(file("/srv/maps/granted"), file("/srv/maps/granted", Verdict.ALLOW, by="/usr/bin/sha256sum", exempts=True))

@@ -8,7 +8,7 @@ import pytest
 
 from garrison.common.policy.rules import Mode, Posture, Verdict
 from garrison.minion.enforcers.bpf_lsm.report import BACKEND
-from vm.guard import ALLOWED, DENIED, Guard, network
+from vm.guard import ALLOWED, DENIED, LINKER, Guard, network
 from vm.lab import K61, K612, Lab
 
 TCP = ("tcp4", "tcp6", "mapped", "mptcp", "fastopen", "fastopen6")
@@ -231,6 +231,26 @@ def test_raw_socket_that_another_program_made_does_not_help(guard: Guard) -> Non
         told.append(guard.vm.run(ALLOWED, "-S", "-c", hand_over, env={"PYTHONHOME": "/usr"}).stdout.strip())
 
     assert told == ["handed ok", "handed EPERM"]
+
+
+@pytest.mark.parametrize(("program", "through"), [(DENIED, LINKER), ("/srv/denied/linked", "")], ids=["linker", "hard link"])
+def test_rule_about_a_program_holds_however_it_is_started(guard: Guard, program: str, through: str) -> None:
+    guard.vm.check("sh", "-c", f"ln -f {DENIED} /srv/denied/linked")
+    guard.apply(network("tcp", by=DENIED))
+
+    assert all_of(guard.acts(program, "tcp4", "fastopen", "bind", through=through), "EPERM")
+    assert all_of(guard.acts(program, "udp4", "raw", *LOCAL, through=through), "ok")
+    assert guard.acts(ALLOWED, "tcp4", through=through) == {"tcp4": "ok"}
+
+
+@pytest.mark.parametrize(("program", "through"), [(DENIED, LINKER), ("/srv/denied/linked", "")], ids=["linker", "hard link"])
+def test_allow_list_of_a_program_holds_however_it_is_started(guard: Guard, program: str, through: str) -> None:
+    guard.vm.check("sh", "-c", f"ln -f {DENIED} /srv/denied/linked")
+    guard.apply(network("udp", Verdict.ALLOW, by=DENIED), network=Posture.BLOCK)
+
+    assert all_of(guard.acts(program, "udp4", *LOCAL, through=through), "ok")
+    assert all_of(guard.acts(program, "tcp4", "raw", "vsock", through=through), "EPERM")
+    assert all_of(guard.acts(ALLOWED, "tcp4", "raw", "vsock", through=through), "ok")
 
 
 def test_rules_hold_without_an_agent_and_are_taken_over_by_the_next(guard: Guard) -> None:

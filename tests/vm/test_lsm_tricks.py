@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from garrison.common.events import Kind
+from garrison.common.events import Event, Kind
+from garrison.common.policy.rules import Rule
 from vm.lab import K61, K612, PREEMPT_FULL, Lab, Machine
 from vm.lsm import REFUSED, Guard, file, process
 
 EPERM = "1\n"
 FLOOD = 5000  # more than the ring holds
+RATED_FLOOD = 60_000
 FLOODS = f"""
 import os
 opened = refused = 0
@@ -91,9 +93,12 @@ def test_overlay_of_a_protected_file_is_protected_by_its_path(guard: Guard) -> N
 
 def test_flood_of_alerts_hides_nothing_and_is_counted_by_rule(guard: Guard) -> None:
     rule = file("/srv/t/secret")
+    guard.kill()
+    guard.rate = (0, 1)
     guard.hold(rule)
     guard.events(0)
     guard.kill()
+    guard.rate = (100, 200)
 
     refused = guard.vm.check("python3", "-c", FLOODS)
     guard.hold(rule)
@@ -102,6 +107,41 @@ def test_flood_of_alerts_hides_nothing_and_is_counted_by_rule(guard: Guard) -> N
     assert lost > 0
     told = guard.events(FLOOD - lost + 1)  # and the attempt at the agent
     assert [event.rule for event in told if event.kind == Kind.ALERT] == [rule.id] * (FLOOD - lost)
+
+
+def test_flood_of_one_rule_leaves_the_others_event_alone_and_is_counted_exactly(guard: Guard) -> None:
+    rule, other = file("/srv/t/secret"), file("/srv/t/secret-other")
+    guard.files("/srv/t/secret-other")
+    guard.hold(rule, other)
+    guard.events(0)
+    before = guard.counters()
+    lost_before = before.get(f"lost.{rule.id}", 0)
+
+    assert guard.vm.check("/tmp/tricks", "flood", "/srv/t/secret", str(RATED_FLOOD), timeout_s=300) == f"0 {RATED_FLOOD + 1}\n"
+
+    told: list[Event] = []
+
+    def accounted() -> bool:
+        lost = guard.counters().get(f"lost.{rule.id}", 0) - lost_before  # asks for the status, which sums up
+        told.extend(e for e in guard.events(0) if e.kind == Kind.ALERT)
+        return stands_for(told, rule) + lost >= RATED_FLOOD
+
+    guard.vm.until(accounted, "an account of every event", 60)
+    after = guard.counters()
+    lost = after.get(f"lost.{rule.id}", 0) - lost_before
+    assert stands_for(told, rule) + lost == RATED_FLOOD
+    assert after["blocks"] - before["blocks"] == RATED_FLOOD + 1
+    assert after["suppressed"] - before["suppressed"] > RATED_FLOOD // 2
+    assert [(e.object, e.result, e.data.get("repeats")) for e in told if e.rule == other.id] == [
+        ("/srv/t/secret-other", REFUSED, None)
+    ]
+    assert sum(e.operation == "summary" for e in told) <= 1
+
+
+def stands_for(told: list[Event], rule: Rule) -> int:
+    """How many decisions of the rule the events tell of."""
+    own = [e for e in told if e.rule == rule.id]
+    return sum((e.operation != "summary") + int(str(e.data.get("repeats", 0))) for e in own)
 
 
 def test_threads_and_children_get_the_answer_of_their_program(guard: Guard) -> None:

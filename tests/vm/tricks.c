@@ -84,11 +84,32 @@ static int while_links_change(void)
 	exit(0);
 }
 
+/* Opens PATH over and over, and once amid that PATH-other; counts both. */
+static int flood(long times)
+{
+	char other[4200];
+	long i, opened = 0, refused = 0;
+	int fd;
+
+	snprintf(other, sizeof(other), "%s-other", path);
+	for (i = 0; i <= times; i++) {
+		fd = open(i == times / 2 ? other : path, O_RDONLY);
+		if (fd < 0)
+			refused++;
+		else
+			opened++, close(fd);
+	}
+	printf("%ld %ld\n", opened, refused);
+	exit(0);
+}
+
 int main(int argc, char **argv)
 {
 	int result;
 
 	snprintf(path, sizeof(path), "%s", argv[2]);
+	if (!strcmp(argv[1], "flood"))
+		flood(atol(argv[3]));
 	result = !strcmp(argv[1], "compat") ? by_compat_call() : !strcmp(argv[1], "uring") ? by_io_uring() : while_links_change();
 	if (result < 0)
 		printf("%d\n", -result);

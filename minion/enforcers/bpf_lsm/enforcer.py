@@ -16,7 +16,6 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
@@ -26,17 +25,20 @@ from garrison.bpf.pathhash import KEY_BYTES, PathHasher
 from garrison.bpf.ring import RingReader
 from garrison.common.errors import BackendUnsupportedError, GarrisonError, KernelError
 from garrison.common.frames import RuleReport
-from garrison.common.policy.rules import Rule, RuleSet
+from garrison.common.policy.rules import RuleSet
 from garrison.minion.enforcers.base import Emit, Enforcer, EnforcerStatus, Probe
-from garrison.minion.enforcers.bpf_lsm.events import COUNTERS, TAMPER_BYTES, alert, decode_decision, decode_tamper, tamper_event
+from garrison.minion.enforcers.bpf_lsm.events import COUNTERS
 from garrison.minion.enforcers.bpf_lsm.inodes import Inodes
 from garrison.minion.enforcers.bpf_lsm.layout import TABLES, Tables, TableType, lay_out
-from garrison.minion.enforcers.bpf_lsm.pins import OUR_TABLE, Pins, remove
+from garrison.minion.enforcers.bpf_lsm.options import LsmOptions
+from garrison.minion.enforcers.bpf_lsm.pins import OUR_TABLE, PinnedRules, Pins, remove
 from garrison.minion.enforcers.bpf_lsm.program import compile_program
 from garrison.minion.enforcers.bpf_lsm.report import BACKEND, report_rules
-from garrison.minion.enforcers.bpf_lsm.subject_events import SUBJECT_COUNTERS, SUBJECT_RECORD_BYTES, decode_subject
+from garrison.minion.enforcers.bpf_lsm.subject_events import SUBJECT_COUNTERS
+from garrison.minion.enforcers.bpf_lsm.suppressed import Suppressed
+from garrison.minion.enforcers.bpf_lsm.telling import Teller
 
-__all__ = ["PINS", "BpfLsmEnforcer", "Tamper"]
+__all__ = ["PINS", "BpfLsmEnforcer"]
 
 PINS: Final = Path("/sys/fs/bpf/garrison")
 _INNER_MAP: Final = 1 << 12  # BPF_F_INNER_MAP: numbered tables of a copy may have any size
@@ -50,36 +52,27 @@ _PROTECTION: Final = struct.Struct("=QI4xI4x")  # struct protection
 _log = logging.getLogger(__name__)
 
 
-class Tamper(IntEnum):
-    """What becomes of others' attempts at pins, maps and process of the agent. Source: enum tamper."""
-
-    OFF = 0
-    AUDIT = 1
-    BLOCK = 2
-
-
 class BpfLsmEnforcer(Enforcer):
     """Holds process, file, network and capability rules for the whole machine.
 
     Args:
         emit: Takes alerts.
         pins: Directory on a bpffs.
-        tamper: What becomes of attempts to weaken enforcement.
+        options: What becomes of attempts to weaken enforcement, and how many events a rule may tell.
     """
 
     name = BACKEND
 
-    def __init__(self, emit: Emit, *, pins: Path = PINS, tamper: Tamper = Tamper.AUDIT) -> None:
-        self._emit, self._pins, self._tamper = emit, Pins(pins), tamper
+    def __init__(self, emit: Emit, *, pins: Path = PINS, options: LsmOptions | None = None) -> None:
+        self._emit, self._pins, self._options = emit, Pins(pins), options or LsmOptions()
         self._lock = threading.Lock()
         self._probe: Probe | None = None
         self._maps: dict[str, BpfMap] = {}
         self._hasher: PathHasher | None = None
         self._reader: RingReader | None = None
+        self._teller: Teller | None = None
         self._names: CgroupNames | None = None
         self._generation = 0
-        self._rules: dict[int, tuple[Rule, ...]] = {}
-        self._unknown = 0
 
     # ---- Enforcer ------------------------------------------------------------------------------------------------------
     def probe(self) -> Probe:
@@ -105,25 +98,27 @@ class BpfLsmEnforcer(Enforcer):
             raise BackendUnsupportedError(f"{BACKEND} cannot be used: {probe.reason}")
         program = compile_program(rules)
         with self._lock:
-            self._take_over()
+            teller = self._take_over()
             number = self._generation + 1
             tables = lay_out(program, number, hasher=self._held_hasher(), inode_of=Inodes().of)
             copy = 1 - self._active()
             for name in TABLES:
                 self._fill(name, copy, tables)
             self._pins.rules.keep(number, program.rules, _KEPT_GENERATIONS)
-            self._rules[number] = program.rules
+            teller.rules[number] = program.rules
             self._maps["active"].update(_ZERO, _U32.pack(copy))
             self._generation = number
-            self._rules.pop(number - _KEPT_GENERATIONS, None)
             self._protect()
             self._retire_others()
+            teller.forget(number - _KEPT_GENERATIONS)
         return report_rules(rules)
 
     def status(self) -> EnforcerStatus:
         """Return figures since the programs were loaded, lost events by rule among them."""
         with self._lock:
-            counters = self._counters() | {"unknown": self._unknown}
+            if self._teller is not None:
+                self._teller.sum_up()
+            counters = self._counters()
             reader = self._reader
         if reader is not None and not reader.alive:
             return EnforcerStatus(backend=BACKEND, healthy=False, detail="events are no longer read", counters=counters)
@@ -135,6 +130,7 @@ class BpfLsmEnforcer(Enforcer):
             if self._reader is not None:
                 self._reader.close()
                 self._reader = None
+            self._teller = None
             if self._names is not None:
                 self._names.close()
                 self._names = None
@@ -150,10 +146,10 @@ class BpfLsmEnforcer(Enforcer):
         self._pins.remove_all()
 
     # ---- taking over -----------------------------------------------------------------------------------------------------
-    def _take_over(self) -> None:
-        """Find what is pinned, or load, attach and pin it. Idempotent."""
-        if self._maps:
-            return
+    def _take_over(self) -> Teller:
+        """Find what is pinned, or load, attach and pin it; returns who tells what comes of it. Idempotent."""
+        if self._teller is not None:
+            return self._teller
         if not self._pins.is_installed():
             if self._pins.folder.is_dir():
                 remove(self._pins.folder)
@@ -162,22 +158,38 @@ class BpfLsmEnforcer(Enforcer):
         self._hasher = PathHasher(self._maps["secret"].lookup(_ZERO) or bytes(KEY_BYTES))
         head = self._head(self._active())
         self._generation = _U32.unpack_from(head)[0] if head else 0
-        self._rules = self._pins.rules.load()
         self._names = CgroupNames(cgroup2_root())
-        self._reader = RingReader(self._maps["events"], self._on_record, name="lsm-events")
+        self._maps["event_rate"].update(_ZERO, self._options.rate.packed())
+        suppressed = Suppressed(self._maps["rule_rates"], self._maps["rule_told"])
+        self._teller = Teller(self._emit, self._pins.rules.load(), suppressed, self._cgroup)
+        self._reader = RingReader(self._maps["events"], self._teller.take, name="lsm-events")
         self._note_agent()
+        return self._teller
 
     def _retire_others(self) -> None:
         """Let go of other versions, now that this one holds rules. What they still had to tell is told."""
         for folder in self._pins.others():
             try:
-                told = open_pinned_map(folder / "maps" / "events")
-            except KernelError:
-                _log.warning("pins=%s events=unreadable", folder)  # never got so far as to tell anything
-            else:
-                RingReader(told, self._on_record, name="lsm-old-events").close()
-                told.close()
+                self._hear_out(folder)
+            except GarrisonError as err:
+                _log.warning("pins=%s events=unreadable error=%s", folder, err)  # perhaps it never got so far as to tell anything
             remove(folder)
+
+    def _hear_out(self, folder: Path) -> None:
+        """Tell what another version has told nobody yet, by the rules that it held."""
+        maps = {name: open_pinned_map(folder / "maps" / name) for name in ("events", "rule_rates", "rule_told")}
+        try:
+            teller = Teller(
+                self._emit,
+                PinnedRules(folder / "rules").load(),
+                Suppressed(maps["rule_rates"], maps["rule_told"]),
+                self._cgroup,
+            )
+            RingReader(maps["events"], teller.take, name="lsm-old-events").close()
+            teller.sum_up(at_once=True)
+        finally:
+            for held in maps.values():
+                held.close()
 
     # ---- protecting itself -----------------------------------------------------------------------------------------------
     def _protect(self) -> None:
@@ -190,7 +202,7 @@ class BpfLsmEnforcer(Enforcer):
         for key in tables:
             ours.update(key, OUR_TABLE)
         at = Inodes().of(f"{self._pins.root}/") or (0, 0)
-        self._maps["protection"].update(_ZERO, _PROTECTION.pack(at[1], at[0], self._tamper))
+        self._maps["protection"].update(_ZERO, _PROTECTION.pack(at[1], at[0], self._options.tamper))
 
     def _table_ids(self) -> Iterator[int]:
         for name in TABLES:
@@ -250,30 +262,18 @@ class BpfLsmEnforcer(Enforcer):
             total[name] = self._maps["counters"].lookup_sum(_U32.pack(index))
         for index, name in enumerate(SUBJECT_COUNTERS):
             total[name] = self._maps["subject_counters"].lookup_sum(_U32.pack(index))
-        for key in list(self._maps["lost"].keys()):
-            generation, number = _LOST_KEY.unpack(key)
-            rule = self._rule(generation, number)
-            total[f"lost.{rule.id if rule else f'generation-{generation}'}"] += struct.unpack(
-                "=Q", self._maps["lost"].lookup(key) or bytes(8)
-            )[0]
+        lost = self._maps["lost"]
+        for key in list(lost.keys()):
+            name = self._lost_name(*_LOST_KEY.unpack(key))
+            total[f"lost.{name}"] += struct.unpack("=Q", lost.lookup(key) or bytes(8))[0]
+        total["unknown"] = self._teller.unknown if self._teller else 0
         return dict(total)
 
-    def _rule(self, generation: int, number: int) -> Rule | None:
-        rules = self._rules.get(generation, ())
-        return rules[number - 1] if 0 < number <= len(rules) else None
-
-    def _on_record(self, raw: bytes) -> None:
-        if len(raw) == TAMPER_BYTES:
-            attempt = decode_tamper(raw)
-            self._emit(tamper_event(attempt, self._cgroup(attempt.actor.cgroup_id)))
-            return
-        record = decode_subject(raw) if len(raw) == SUBJECT_RECORD_BYTES else decode_decision(raw)
-        rule = self._rule(record.generation, record.rule)
-        if rule is None:
-            self._unknown += 1
-            _log.error("event=unnamed generation=%d rule=%d", record.generation, record.rule)
-            return
-        self._emit(alert(record, rule, self._cgroup(record.actor.cgroup_id)))
+    def _lost_name(self, generation: int, number: int) -> str:
+        if not generation:
+            return "tamper"
+        rule = self._teller.rule(generation, number) if self._teller else None
+        return rule.id if rule else f"generation-{generation}"
 
     def _cgroup(self, number: int) -> str:
         return self._names.path(number) if self._names else ""

@@ -16,16 +16,20 @@ from garrison.minion.enforcers.bpf_lsm.report import BACKEND
 __all__ = [
     "COUNTERS",
     "TAMPER_BYTES",
+    "TAMPER_RULES",
     "VERDICTS",
     "DecisionRecord",
     "TamperRecord",
     "alert",
+    "attempts_summary",
     "decode_decision",
     "decode_tamper",
+    "summary",
     "tamper_event",
 ]
 
-COUNTERS: Final = ("decisions", "blocks", "audits", "lost", "lost_unnamed", "unresolved", "table_errors", "walks")  # enum counter
+# enum counter
+COUNTERS: Final = ("decisions", "blocks", "audits", "lost", "lost_unnamed", "unresolved", "table_errors", "walks", "suppressed")
 # enum operation
 _OPERATIONS: Final = (
     "exec",
@@ -42,11 +46,12 @@ _OPERATIONS: Final = (
     "exec",
 )
 _EXEC_KILLED: Final = 11
+_SUMMARY: Final = "summary"
 VERDICTS: Final = (Verdict.ALLOW, Verdict.ALLOW, Verdict.AUDIT, Verdict.BLOCK)  # enum verdict
 _NAMES: Final = 1024 + 256
-_FIXED: Final = struct.Struct(f"={ACTOR_BYTES}sIIBBxxIIii4xQI4x")
+_FIXED: Final = struct.Struct(f"={ACTOR_BYTES}sIIBBxxIIii4xQQI4x")
 _RECORD_BYTES: Final = _FIXED.size + 2 * _NAMES
-_TAMPER: Final = struct.Struct(f"={ACTOR_BYTES}sIIIi")
+_TAMPER: Final = struct.Struct(f"={ACTOR_BYTES}sIIIiQ")
 TAMPER_BYTES: Final = _TAMPER.size + _NAMES
 # enum attempt: operation, and what it was done to; %d is a number of the kernel's, or of a signal
 _ATTEMPTS: Final = (
@@ -58,6 +63,7 @@ _ATTEMPTS: Final = (
     ("signal %d", "agent"),
 )
 _TAMPER_SEVERITY: Final = 9
+TAMPER_RULES: Final = 1  # rule number of the first of them, in generation 0
 
 
 class DecisionRecord(NamedTuple):
@@ -75,6 +81,7 @@ class DecisionRecord(NamedTuple):
     device: int
     killed: bool = False  # it could not be refused any more: the program was ended before its first instruction
     repeats: int = 0  # like operations that were only counted since the last record
+    suppressed: int = 0  # events of the rule that were only counted so far
 
 
 def decode_decision(raw: bytes) -> DecisionRecord:
@@ -85,7 +92,7 @@ def decode_decision(raw: bytes) -> DecisionRecord:
     """
     if len(raw) != _RECORD_BYTES:
         raise FrameError(f"decision of {len(raw)} bytes, {_RECORD_BYTES} expected")
-    head, generation, operation, verdict, posture, rule, _, exe_used, path_used, inode, device = _FIXED.unpack_from(raw)
+    head, generation, operation, verdict, posture, rule, _, *used, inode, suppressed, device = _FIXED.unpack_from(raw)
     if operation >= len(_OPERATIONS) or verdict >= len(VERDICTS):
         raise FrameError(f"decision about operation {operation} with verdict {verdict}")
     exe = raw[_FIXED.size : _FIXED.size + _NAMES]
@@ -97,22 +104,23 @@ def decode_decision(raw: bytes) -> DecisionRecord:
         verdict=VERDICTS[verdict],
         by_posture=bool(posture),
         rule=rule,
-        exe=decode_names(exe, exe_used)[0],
-        path=decode_names(path, path_used)[0],
+        exe=decode_names(exe, used[0])[0],
+        path=decode_names(path, used[1])[0],
         inode=inode,
         device=device,
         killed=operation == _EXEC_KILLED,
+        suppressed=suppressed,
     )
 
 
-def alert(record: DecisionRecord, rule: Rule, cgroup: str) -> Event:
-    """Return the event of one decision."""
+def alert(record: DecisionRecord, rule: Rule, cgroup: str, *, more: int = 0) -> Event:
+    """Return the event of one decision, which stands for ``more`` others of its rule."""
     data: dict[str, Scalar | list[Scalar]] = {
         "message": rule.message,
         "tags": list(rule.tags),
         "by_posture": record.by_posture or None,
         "inode": record.inode or None,
-        "repeats": record.repeats or None,
+        "repeats": record.repeats + more or None,
     }
     return Event(
         ts=_wall_ns(record.actor.mono_ns),
@@ -132,14 +140,36 @@ def alert(record: DecisionRecord, rule: Rule, cgroup: str) -> Event:
     )
 
 
+def summary(rule: Rule, verdict: Verdict, count: int) -> Event:
+    """Return the event that stands for ``count`` decisions which no event of their rule followed."""
+    data: dict[str, Scalar | list[Scalar]] = {"message": rule.message, "tags": list(rule.tags), "repeats": count}
+    return Event(
+        ts=time.time_ns(),
+        mono=time.monotonic_ns(),
+        lane=Lane.ALERT,
+        kind=Kind.ALERT,
+        severity=rule.severity,
+        operation=_SUMMARY,
+        verdict=verdict.value,
+        result="EPERM" if verdict is Verdict.BLOCK else "passed",
+        policy=rule.policy,
+        rule=rule.id,
+        backend=BACKEND,
+        data={key: value for key, value in data.items() if value},
+    )
+
+
 class TamperRecord(NamedTuple):
     """One attempt to weaken enforcement, as the kernel told it."""
+
+    number: int
 
     actor: ActorRecord
     operation: str
     target: str
     refused: bool
     exe: str
+    suppressed: int
 
 
 def decode_tamper(raw: bytes) -> TamperRecord:
@@ -148,16 +178,16 @@ def decode_tamper(raw: bytes) -> TamperRecord:
     Raises:
         FrameError: It holds numbers that the programs never write.
     """
-    head, attempt, refused, detail, exe_used = _TAMPER.unpack_from(raw)
+    head, attempt, refused, detail, exe_used, suppressed = _TAMPER.unpack_from(raw)
     if attempt >= len(_ATTEMPTS):
         raise FrameError(f"attempt {attempt} at the agent")
     operation, target = (text.replace("%d", str(detail)) for text in _ATTEMPTS[attempt])
     exe = decode_names(raw[_TAMPER.size :], exe_used)[0]
-    return TamperRecord(decode_actor(head), operation, target, bool(refused), exe)
+    return TamperRecord(attempt, decode_actor(head), operation, target, bool(refused), exe, suppressed)
 
 
-def tamper_event(record: TamperRecord, cgroup: str) -> Event:
-    """Return the event of one attempt."""
+def tamper_event(record: TamperRecord, cgroup: str, *, more: int = 0) -> Event:
+    """Return the event of one attempt, which stands for ``more`` others."""
     return Event(
         ts=_wall_ns(record.actor.mono_ns),
         mono=record.actor.mono_ns,
@@ -170,6 +200,25 @@ def tamper_event(record: TamperRecord, cgroup: str) -> Event:
         verdict=(Verdict.BLOCK if record.refused else Verdict.AUDIT).value,
         result="EPERM" if record.refused else "passed",
         backend=BACKEND,
+        data={"repeats": more} if more else {},
+    )
+
+
+def attempts_summary(number: int, verdict: Verdict, count: int) -> Event:
+    """Return the event that stands for ``count`` attempts of one kind which no event followed."""
+    operation, target = (text.partition(" ")[0] for text in _ATTEMPTS[number])
+    return Event(
+        ts=time.time_ns(),
+        mono=time.monotonic_ns(),
+        lane=Lane.ALERT,
+        kind=Kind.TAMPER,
+        severity=_TAMPER_SEVERITY,
+        object=target,
+        operation=operation,
+        verdict=verdict.value,
+        result="EPERM" if verdict is Verdict.BLOCK else "passed",
+        backend=BACKEND,
+        data={"repeats": count},
     )
 
 

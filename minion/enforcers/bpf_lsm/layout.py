@@ -114,7 +114,7 @@ def _head(program: Program, generation: int, *, has_anchors: bool, has_inodes: b
         bool(program.names),
         has_anchors,
         bool(program.arguments),
-        any(entity in ENTITIES for entity, _ in program.postures),
+        bool(program.postures),
         has_inodes,
         *(program.unresolved[entity] for entity in ENTITIES),
         program.globs.classes if program.globs else bytes(256),

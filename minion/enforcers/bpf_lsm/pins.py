@@ -31,7 +31,7 @@ __all__ = ["OUR_TABLE", "PinnedRules", "Pins", "remove"]
 
 _SHARED: Final = (
     *TABLES, "active", "epoch", "agent", "events", "lost", "counters", "subjects", "locations", "secret", "protection", "ours",
-    "exempt", "repeats", "subject_counters",
+    "exempt", "repeats", "subject_counters", "event_rate", "rule_rates", "rule_told",
 )  # fmt: skip
 _ZERO: Final = bytes(4)
 _OURS: Final = struct.Struct("=Q")

@@ -16,7 +16,7 @@ __all__ = ["SUBJECT_COUNTERS", "SUBJECT_RECORD_BYTES", "decode_subject"]
 
 SUBJECT_COUNTERS: Final = ("repeats", "quiet")  # enum subject_counter
 _OPERATIONS: Final = ("socket", "bind", "listen", "connect", "accept", "sendmsg", "capable")  # enum subject_operation
-_FIXED: Final = struct.Struct(f"={ACTOR_BYTES}sIIBBxxIIiHHHH16sI4x")
+_FIXED: Final = struct.Struct(f"={ACTOR_BYTES}sIIBBxxIIiHHHH16sI4xQ")
 _NAMES: Final = 1024 + 256
 SUBJECT_RECORD_BYTES: Final = _FIXED.size + _NAMES
 _AF_INET, _AF_INET6, _AF_VSOCK = 2, 10, 40
@@ -34,7 +34,7 @@ def decode_subject(raw: bytes) -> DecisionRecord:
     """
     if len(raw) != SUBJECT_RECORD_BYTES:
         raise FrameError(f"decision of {len(raw)} bytes, {SUBJECT_RECORD_BYTES} expected")
-    head, generation, number, verdict, posture, rule, repeats, used, *socket, capability = _FIXED.unpack_from(raw)
+    head, generation, number, verdict, posture, rule, repeats, used, *socket, capability, suppressed = _FIXED.unpack_from(raw)
     if number >= len(_OPERATIONS) or verdict >= len(VERDICTS) or capability >= len(CAPABILITIES):
         raise FrameError(f"decision about operation {number}, capability {capability}, with verdict {verdict}")
     operation = _OPERATIONS[number]
@@ -54,6 +54,7 @@ def decode_subject(raw: bytes) -> DecisionRecord:
         inode=0,
         device=0,
         repeats=repeats,
+        suppressed=suppressed,
     )
 
 

@@ -95,7 +95,7 @@ ACTOR = struct.pack("=QQIIIIIxxxx16s32s", 5, 6, 0, 0, 1, 2, 3, b"comm", b"pts3")
 def decision(operation: int = 1, verdict: int = 3) -> bytes:
     names = b"secret\0a\0srv\0".ljust(EVENT_NAMES, b"\0")
     exe = b"cat\0bin\0usr\0".ljust(EVENT_NAMES, b"\0")
-    return ACTOR + struct.pack("=IIBBxxIIii4xQI4x", 1, operation, verdict, 0, 1, 0, 12, 13, 42, 7) + exe + names
+    return ACTOR + struct.pack("=IIBBxxIIii4xQQI4x", 1, operation, verdict, 0, 1, 0, 12, 13, 42, 0, 7) + exe + names
 
 
 def test_decision_is_told_with_actor_path_and_rule() -> None:
@@ -119,13 +119,13 @@ def test_record_that_no_program_writes_is_an_error(raw: bytes) -> None:
 
 
 def test_attempt_is_told_with_what_it_was_aimed_at() -> None:
-    raw = ACTOR + struct.pack("=IIIi", 5, 1, 9, 12) + b"cat\0bin\0usr\0".ljust(EVENT_NAMES, b"\0")
+    raw = ACTOR + struct.pack("=IIIiQ", 5, 1, 9, 12, 0) + b"cat\0bin\0usr\0".ljust(EVENT_NAMES, b"\0")
     event = tamper_event(decode_tamper(raw), "")
 
     assert len(raw) == TAMPER_BYTES
     assert (event.kind, event.operation, event.object, event.result) == ("tamper", "signal 9", "agent", "EPERM")
     with pytest.raises(FrameError):
-        decode_tamper(ACTOR + struct.pack("=IIIi", 6, 1, 9, 0) + bytes(EVENT_NAMES))
+        decode_tamper(ACTOR + struct.pack("=IIIiQ", 6, 1, 9, 0, 0) + bytes(EVENT_NAMES))
 
 
 # ---- report ---------------------------------------------------------------------------------------------------------------
