@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dev.d"))
 
 from vm.lab import Image, VmError
 from vm.payload import CHECKOUT, PayloadError, stage_code, stage_site

@@ -46,6 +46,7 @@ __all__ = [
     "K61",
     "K612",
     "PREEMPT_FULL",
+    "SELINUX",
     "Background",
     "Image",
     "Lab",
@@ -59,6 +60,8 @@ __all__ = [
 FAST_INIT = "/usr/local/sbin/lab-init"
 K61 = Machine("6.1", init=FAST_INIT)
 K612 = Machine("6.12", init=FAST_INIT)
+# SELinux in the place of AppArmor, beside BPF; permissive, and without a policy: the image has none.
+SELINUX = replace(K61, cmdline=("lsm=landlock,lockdown,yama,integrity,selinux,bpf", "enforcing=0"))
 PREEMPT_FULL = replace(K61, cmdline=("preempt=full",))
 # Everything random or periodic is off, so that two runs execute the same instructions.
 BENCH = replace(
@@ -284,12 +287,20 @@ class Vm:
         self.check("sync")
         with contextlib.suppress(ChannelClosedError):
             self._talking().tell("start", argv=orderly, log="/dev/null", env={}, cwd="/")
+        self.await_down()
+        self.power_on(machine)
+
+    def await_down(self) -> None:
+        """Wait until the guest ends by itself: it was told to, or resets.
+
+        Raises:
+            VmTimeoutError: It does not.
+        """
         try:
             self._running().process.wait(REBOOT_TIMEOUT_S)
         except subprocess.TimeoutExpired as err:
             raise VmTimeoutError(f"{self.name}: did not go down within {REBOOT_TIMEOUT_S:g} s\n{self.console_end()}") from err
         self.cut_power()
-        self.power_on(machine)
 
     def cut_power(self) -> None:
         """End the VM at once: what the guest has not synced is lost. ``power_on`` starts it again from its disk. Idempotent."""
@@ -374,7 +385,7 @@ class Lab:
         self.image = Image.built()
         self.folder = Path(tempfile.mkdtemp(prefix="garrison-lab-"))  # short: it holds sockets
         self._site = site_disk(self.image.folder.parent)
-        self._code = code_disk(self.folder)
+        self._code = code_disk(self.image.folder.parent)
 
     def boot(self, name: str = "lab", machine: Machine = K61, *, on: Segment | None = None, reach_host: bool = False) -> Vm:
         """Return a running VM.

@@ -1,8 +1,9 @@
-"""The two read-only disks that bring this checkout into a VM without a network: Python packages, and the checkout's own code.
+"""The two read-only disks that bring this checkout into a VM without a network: Python packages, and the checkout's own wheel.
 
 Rules of this file:
 - The guest runs Debian 12's Python 3.11 on the packages that the tests of this checkout run on: a copy of ``.venv``'s.
-- Packages change with ``requirements.lock`` and are cached; the code is copied for each lab, so a VM never runs yesterday's code.
+- The code is the built wheel, unpacked: what a file that is missing from it breaks, it breaks in VMs.
+- Packages change with ``requirements.lock``, the wheel with any file of it; both are kept by that: no VM runs yesterday's code.
 - In the guest, ``garrison`` and ``import garrison`` work for the system's python3 (``vagrant/image/guest``).
 """
 
@@ -15,10 +16,12 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import tomllib
+import time
+import zipfile
 from pathlib import Path
 
 from vm.qemu import CODE_DISK_MIB, SITE_DISK_MIB
+from wheel import WheelError, build_wheel, content_key
 
 __all__ = ["CHECKOUT", "PayloadError", "code_disk", "site_disk", "stage_code", "stage_site"]
 
@@ -40,6 +43,7 @@ LEFT_OUT = (
     "__editable__*",
 )
 EXTRAS = ("states", "inventory")
+_CODE_UNUSED_S = 86400  # disks of other contents are kept so long after their last use: somebody's VM may boot from one again
 
 
 class PayloadError(Exception):
@@ -63,13 +67,28 @@ def site_disk(cache: Path) -> Path:
     return disk
 
 
-def code_disk(into: Path) -> Path:
-    """Return a new disk in ``into`` with this checkout's code."""
-    disk = into / "code.raw"
-    with tempfile.TemporaryDirectory(dir=into) as stage:
-        stage_code(Path(stage, "code"))
-        _make_disk(Path(stage, "code"), disk, CODE_DISK_MIB)
+def code_disk(cache: Path) -> Path:
+    """Return the disk with this checkout's code, made once per content.
+
+    Raises:
+        PayloadError: The wheel does not build.
+    """
+    extras = hashlib.sha256(b"".join(path.read_bytes() for path in _extras())).hexdigest()[:16]
+    disk = cache / f"code-{content_key()}-{extras}.raw"
+    if not disk.exists():
+        with tempfile.TemporaryDirectory(dir=cache) as stage:
+            stage_code(Path(stage, "code"))
+            _make_disk(Path(stage, "code"), Path(stage, "disk"), CODE_DISK_MIB)
+            Path(stage, "disk").rename(disk)
+    disk.touch()
+    for old in cache.glob("code-*.raw"):
+        if time.time() - old.stat().st_mtime > _CODE_UNUSED_S:
+            old.unlink(missing_ok=True)
     return disk
+
+
+def _extras() -> list[Path]:
+    return sorted(path for extra in EXTRAS for path in (CHECKOUT / extra).rglob("*") if path.is_file())
 
 
 def stage_site(target: Path) -> None:
@@ -89,11 +108,19 @@ def stage_site(target: Path) -> None:
 
 
 def stage_code(target: Path) -> None:
-    """Write the namespace ``garrison`` as pyproject.toml maps it, compiled, and the sample data to the new folder ``target``."""
-    packages: dict[str, str] = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
-    for name, folder in packages.items():
-        inner = target.joinpath(*name.split("."))
-        shutil.copytree(CHECKOUT / folder, inner, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    """Unpack the wheel, compiled, and the sample data to the new folder ``target``.
+
+    Raises:
+        PayloadError: The wheel does not build.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        try:
+            wheel = build_wheel(Path(work))
+        except WheelError as err:
+            raise PayloadError(str(err)) from err
+        with zipfile.ZipFile(wheel) as packed:
+            for member in packed.infolist():
+                Path(packed.extract(member, target)).chmod(member.external_attr >> 16 & 0o777)  # as pip does
     compileall.compile_dir(target, quiet=1, stripdir=str(target), prependdir="/opt/garrison")
     for extra in EXTRAS:
         if (CHECKOUT / extra).is_dir():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vm.lab import BENCH, K61, K612, PREEMPT_FULL, Lab, Machine, VmError, VmTimeoutError
+from vm.lab import BENCH, K61, K612, PREEMPT_FULL, SELINUX, Lab, Machine, VmError, VmTimeoutError
 from vm.payload import CHECKOUT
 
 KERNELS = [pytest.param(K61, id="6.1"), pytest.param(K612, id="6.12")]
@@ -141,6 +141,27 @@ def test_kernel_preempts_fully_when_asked(lab: Lab) -> None:
 
     assert "(full)" not in default.check("cat", "/sys/kernel/debug/sched/preempt")
     assert "(full)" in full.check("cat", "/sys/kernel/debug/sched/preempt")
+
+
+def test_selinux_takes_the_place_of_apparmor_when_asked_and_refuses_nothing(lab: Lab) -> None:
+    vm = lab.boot("selinux", SELINUX)
+
+    modules = vm.check("cat", "/sys/kernel/security/lsm").strip().split(",")
+    assert {"selinux", "bpf"} <= set(modules)
+    assert "apparmor" not in modules
+    assert vm.check("cat", "/proc/self/attr/current").startswith("kernel"), "without a policy everything is the kernel's"
+    vm.run("mount", "-t", "selinuxfs", "selinuxfs", "/sys/fs/selinux")
+    assert vm.check("cat", "/sys/fs/selinux/enforce") == "0"
+    assert vm.run("cat", "/etc/hostname").returncode == 0
+
+
+def test_code_in_the_guest_is_the_built_wheel(lab: Lab) -> None:
+    vm = lab.boot()
+
+    code = "import importlib.metadata as m; print(m.distribution('garrison').locate_file(''))"
+    assert vm.check("python3", "-c", code).strip() == "/opt/garrison"
+    assert "garrison/minion/agent.py" in vm.check("sh", "-c", "cat /opt/garrison/garrison-*.dist-info/RECORD")
+    assert vm.run("test", "-x", "/opt/garrison/garrison/minion/enforcers/fanotify/responder").returncode == 0
 
 
 def test_vms_on_one_segment_reach_each_other_and_others_do_not(lab: Lab) -> None:
