@@ -18,7 +18,7 @@ EXIT_DONE: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_NOT_QUEUED: Final = 4
 EXIT_QUEUED: Final = 6
-_BAD: Final = frozenset({"refused", "failed"})
+_BAD: Final = frozenset({"refused", "failed", "reverted", "quarantined"})
 
 
 @dataclass(frozen=True)

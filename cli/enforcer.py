@@ -19,7 +19,7 @@ _EXIT_REFUSED: Final = 3
     "enforcer",
     epilog="""\b
 Examples:
-  garrison enforcer status              what the kernel enforces now, also when the agent is gone
+  garrison enforcer status              what the kernel enforces now, also when the agent is gone; what is on trial
   garrison enforcer status --json
   garrison enforcer release --yes       take it away; the agent enforces again at its next start
 
@@ -33,41 +33,74 @@ Exit codes: 0 done, 1 failed, 3 refused.""",
 @click.option(
     "--dir", "directory", type=click.Path(path_type=Path), help="The minion's data  [default: /var/lib/garrison/minion]"
 )
+@click.option("--runtime-dir", type=click.Path(path_type=Path), help="The minion's sockets and status  [default: /run/garrison]")
 @click.pass_context
-def command(ctx: click.Context, config: Path | None, directory: Path | None) -> None:
+def command(ctx: click.Context, /, config: Path | None, **flags: Any) -> None:
     """Show or release what the kernel of this node enforces. Works without the agent and without a master."""
     from garrison.common.settings import load_settings
     from garrison.minion.config import DEFAULT_CONFIG, MinionSettings
 
-    ctx.obj = load_settings(MinionSettings, file=config, default_file=DEFAULT_CONFIG, flags={"directory": directory})
+    ctx.obj = load_settings(MinionSettings, file=config, default_file=DEFAULT_CONFIG, flags=flags)
 
 
 @command.command("status")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object")
-def status_command(*, as_json: bool) -> None:
-    """Show which of our programs are attached, by which rules, and their counters. Reads the kernel's pins; needs root."""
+@click.pass_obj
+def status_command(settings: Any, *, as_json: bool) -> None:
+    """Show which of our programs are attached, by which rules, and their counters; and whether a policy is on trial.
+
+    Reads the kernel's pins and what the deadman left; needs root.
+    """
     import msgspec
 
+    from garrison.minion.arming import read_record
     from garrison.minion.break_glass import look_for_glass
     from garrison.minion.kernel_state import read_kernel_state
 
     _need_root("the pins are root's")
     states, glass = read_kernel_state(), look_for_glass()
+    confirmed, trial = _confirmed(settings), read_record(settings.runtime_dir)
     if as_json:
         document = {
             "enforcing": any(state.programs and state.generation for state in states),
             "versions": msgspec.to_builtins(states),
             "break_glass": {"broken": glass.broken, "why": glass.why},
+            "confirmed_generation": confirmed,
+            "trial": None if trial is None else {**msgspec.to_builtins(trial), "left_s": trial.left_s},
         }
         print_json_line(msgspec.json.encode(document).decode())
         return
     console = out_console()
     if glass.why:
         console.print(f"break-glass  {'BROKEN' if glass.broken else 'whole'}: {glass.why}", markup=False, soft_wrap=True)
+    console.print(f"confirmed   {f'generation {confirmed}' if confirmed else 'none yet'}")
+    console.print(f"trial       {_trial(trial)}", markup=False, soft_wrap=True)
     if not states:
         console.print("the kernel enforces nothing of garrison's without the agent: nothing is pinned")
     for state in states:
         _print_state(state)
+
+
+def _confirmed(settings: Any) -> int:
+    from garrison.minion.bundles.disk import BundleDisk
+
+    folder = settings.directory / "bundles"
+    state = BundleDisk(folder).read_state() if folder.is_dir() else None
+    return state.held[0].generation if state is not None and state.held else 0
+
+
+def _trial(record: Any) -> str:
+    if record is None:
+        return "none since the boot"
+    what = f"generation {record.generation} ({record.digest[:12]})"
+    if record.state == "armed":
+        return f"{what} armed: taken back in {record.left_s:.0f} s unless it is confirmed; to confirm it here: garrison confirm"
+    words = {
+        "disarmed": "was confirmed",
+        "stood down": "was taken back by the agent",
+        "reverted": "was taken back by the deadman",
+    }
+    return "; ".join(filter(None, (f"{what} {words.get(record.state, record.state)}", record.why, *record.errors)))
 
 
 def _print_state(state: Any) -> None:

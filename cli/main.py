@@ -27,6 +27,7 @@ EXIT_INTERRUPTED: Final = 130
 # name → (module, attribute, one line for the command list). The line stands here so that --help imports nothing.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "apply": ("garrison.cli.apply", "Sign the states and assign them to nodes"),
+    "confirm": ("garrison.cli.confirm", "Confirm the policy that is on trial on this node"),
     "enforcer": ("garrison.cli.enforcer", "Show or release what the kernel of this node enforces"),
     "events": ("garrison.cli.events", "Show what nodes saw"),
     "init": ("garrison.cli.init", "Make keys and the master's data directory"),

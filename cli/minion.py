@@ -150,6 +150,9 @@ def _print_status(status: Any, *, running: bool) -> None:
     console.print(f"link        {escape(status.link)}")
     stale = "  [yellow]stale: the bundle has expired; enforced all the same[/]" if status.stale else ""
     console.print(f"generation  {status.generation or '-'}   bundle version {status.version or '-'}{stale}")
+    if status.trial:
+        what = f"generation {status.trial.generation} ({status.trial.bundle[:12]})"
+        console.print(f"trial       [yellow]{what} is enforced, and taken back unless it is confirmed[/]", soft_wrap=True)
     if status.obstacle:
         console.print(f"[bold red]NOT AS ASSIGNED[/]  {escape(status.obstacle)}", soft_wrap=True)
     waiting = ", ".join(f"{lane} {count}" for lane, count in status.unacked.items() if count) or "nothing"

@@ -19,6 +19,22 @@ __all__ = ["command"]
 
 _WORST_FIRST: Final = ("offline", "late", "online", "retired")
 _STATE_STYLE: Final = {"online": "green", "late": "yellow", "offline": "red", "retired": "dim"}
+_APPLY_STYLE: Final = {
+    "applied": "green",
+    "pending": "yellow",
+    "refused": "red",
+    "failed": "red",
+    "reverted": "red",
+    "quarantined": "red",
+}
+_TRIALS: Final = {
+    "applied": "confirmed",
+    "pending": "enforced on trial, waits to be confirmed",
+    "reverted": "tried and taken back; quarantined: it is not tried again, the next apply is",
+    "quarantined": "offered again after it was taken back, and not tried",
+    "failed": "never enforced",
+    "refused": "never enforced",
+}
 _RULE_WORST_FIRST: Final = ("impossible", "degraded", "inert", "audited", "enforced")
 _RULE_STYLE: Final = {"enforced": "green", "audited": "cyan", "degraded": "yellow", "impossible": "red", "inert": "dim"}
 
@@ -139,6 +155,7 @@ def _print_node(console: Console, node: dict[str, Any]) -> None:
         "node": f"{node['name']}   {node['fingerprint']}",
         "state": f"{_styled(node['state'], _STATE_STYLE)}   seen {_ago(node['last_seen'])}   from {node['address'] or '-'}",
         "generation": f"{_generation(node)}   {_apply_state(node)}",
+        "trial": _trial(node),
         "bundle": node["bundle"] or "-",
         "version": _safe(node["version"]) or "-",
         "to send": ", ".join(f"{lane} {count}" for lane, count in node["unacked"].items() if count) or "nothing",
@@ -190,7 +207,12 @@ def _generation(node: dict[str, Any]) -> str:
 
 
 def _apply_state(node: dict[str, Any]) -> str:
-    return _styled(node["apply_state"], {"applied": "green", "refused": "red", "failed": "red"}) or "-"
+    return _styled(node["apply_state"], _APPLY_STYLE) or "-"
+
+
+def _trial(node: dict[str, Any]) -> str:
+    about = f"generation {node['apply_generation']}: " if node["apply_generation"] else ""
+    return about + _TRIALS[node["apply_state"]] if node["apply_state"] in _TRIALS else "-"
 
 
 def _note(node: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ __all__ = [
     "KernelError",
     "LinkError",
     "PolicyError",
+    "QuarantinedError",
     "SignatureError",
     "SpoolError",
     "StoreError",
@@ -68,6 +69,19 @@ class SignatureError(GarrisonError):
 
 class BundleError(GarrisonError):
     """A bundle or assignment is malformed, incomplete, for another node, or older than what is held."""
+
+
+class QuarantinedError(BundleError):
+    """An assignment that failed on this node before is not tried again.
+
+    Attributes:
+        generation: Its generation.
+        bundle: Its bundle.
+    """
+
+    def __init__(self, message: str, *, generation: int, bundle: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.generation, self.bundle = generation, bundle
 
 
 class BackendUnsupportedError(GarrisonError):

@@ -25,6 +25,8 @@ __all__ = [
     "Batch",
     "Chunk",
     "ChunkRequest",
+    "ConfirmRequest",
+    "Confirmed",
     "Down",
     "Hello",
     "Job",
@@ -133,8 +135,10 @@ class ApplyReport(_Frame, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         generation: The generation spoken of.
         bundle: Its bundle.
-        state: ``applied`` ``refused`` ``failed`` (the previous one still enforces).
-        error: Why not, for ``refused`` and ``failed``.
+        state: ``applied``; ``pending``: enforced on trial; ``refused``, ``failed``: never enforced; ``reverted``: was, on trial,
+            and is not to be tried again; ``quarantined``: was offered again after that. But for ``applied`` and ``pending`` the
+            previous one enforces.
+        error: Why not, for all but ``applied``; until when, for ``pending``.
         rules: The compile report, for ``applied``.
     """
 
@@ -143,6 +147,20 @@ class ApplyReport(_Frame, frozen=True, kw_only=True, omit_defaults=True):
     state: _Str
     error: _Str = ""
     rules: list[RuleReport] = []
+
+
+class ConfirmRequest(_Frame, frozen=True, kw_only=True, omit_defaults=True):
+    """Asked as the only message of a new connection: is this node, under what it enforces now, as it was assigned to be?
+
+    Attributes:
+        generation: On trial.
+        bundle: Its bundle.
+        nonce: Random; comes back in the answer.
+    """
+
+    generation: _Count
+    bundle: _Hex
+    nonce: _Hex
 
 
 class JobOutput(_Frame, frozen=True, kw_only=True, omit_defaults=True):
@@ -184,6 +202,7 @@ class Welcome(_Frame, frozen=True, kw_only=True, omit_defaults=True):
         acked: Highest durable seq of the hello's epoch by lane (lane number as text): the node deletes up to there.
         generation: Highest generation assigned to this node, 0 for none; an ``Assignment`` follows when the node lacks it.
         time_ns: Master's wall clock.
+        confirms: It answers ``ConfirmRequest``; a master that does not know it would take it for a broken message.
     """
 
     proto: _Int = PROTOCOL
@@ -191,13 +210,20 @@ class Welcome(_Frame, frozen=True, kw_only=True, omit_defaults=True):
     acked: dict[_Str, _Count] = {}
     generation: _Count = 0
     time_ns: _Count = 0
+    confirms: bool = False
 
 
 class Refused(_Frame, frozen=True, kw_only=True, omit_defaults=True):
-    """The master will not serve this connection. ``code``: ``version`` ``name`` ``clone`` ``retired`` ``protocol``."""
+    """The master will not serve this. ``code``: ``version`` ``name`` ``clone`` ``retired`` ``protocol`` ``confirm``."""
 
     code: _Str
     reason: _Str = ""
+
+
+class Confirmed(_Frame, frozen=True, kw_only=True, omit_defaults=True):
+    """Yes to a ``ConfirmRequest``: what it spoke of is what this node is assigned."""
+
+    nonce: _Hex
 
 
 class Ack(_Frame, frozen=True, kw_only=True, omit_defaults=True):
@@ -272,8 +298,8 @@ class Pong(_Frame, frozen=True, kw_only=True, omit_defaults=True):
     n: _Count = 0
 
 
-Up = Hello | Batch | ChunkRequest | ApplyReport | JobOutput | JobResult | Ping | Pong
-Down = Welcome | Refused | Ack | Assignment | Chunk | Job | JobCancel | Ping | Pong
+Up = Hello | Batch | ChunkRequest | ApplyReport | ConfirmRequest | JobOutput | JobResult | Ping | Pong
+Down = Welcome | Refused | Confirmed | Ack | Assignment | Chunk | Job | JobCancel | Ping | Pong
 
 _COMPRESS_FROM_BYTES: Final = 512  # smaller frames grow or gain nothing worth the CPU
 _T = TypeVar("_T")

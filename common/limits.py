@@ -91,7 +91,16 @@ VERSION_STEP_MAX: Final = 1_000_000  # how far a generation or bundle version ma
 VERSION_MAX: Final = (1 << 53) - 1  # the largest integer that every JSON reader keeps exact
 QUARANTINE_MAX: Final = 64  # assignments remembered as having failed on this node
 GENERATIONS_KEPT: Final = 3  # the current one and two to fall back to
+CONFIRM_MIN_S: Final = 5  # shorter, and a slow machine has not even asked its master
 CONFIRM_MAX_S: Final = 86_400  # longest time a node may wait for a confirmation
+CONFIRM_DEFAULT_S: Final = 120  # as netplan try: a person can still mend something by hand meanwhile
+CONFIRM_MARGIN_S: Final = 5.0  # the agent goes back so long before the deadman would end it, a quarter of a short time
+CONFIRM_TRIES_MAX: Final = 2  # of a generation during which the machine went down: a power cut is no proof, two are
+ARMING_MAX_S: Final = 20.0  # until the deadman says that it waits; an emulated CPU takes two
+PROBE_ROUNDS: Final = 3  # of local probes that count, the newest ones
+PROBE_PASSES: Final = 2  # of these must be good, the newest among them: one good answer may be luck, one bad one a hiccup
+PROBE_FAILURES_MAX: Final = 10  # bad rounds in a row, a second apart, and the rest of the time is not waited for
+PROBE_MAX_S: Final = 5.0  # for one probe to answer
 
 # ---- Boot -----------------------------------------------------------------------------------------------------------
 BOOT_FAILURES_MAX: Final = 3  # boots in a row that never became healthy before the stored policy is doubted

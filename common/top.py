@@ -9,11 +9,15 @@
     postures:                           # what allow-lists do with the rest; audit where nothing is said
     - hosts: vault
       file: block
+    confirm:                            # how long a node may take to confirm a new policy, and by whom
+    - hosts: ships
+      timeout: 10m
+      offline: true
 
 Rules of this file:
 - Unknown keys are refused. A glob without files and a pattern without hosts are mistakes, never nothing.
 - A file that several entries give to a node is enforced there if one of them enforces it; likewise ``block`` wins for
-  postures: the order of entries means nothing.
+  postures: the order of entries means nothing. Two ``confirm`` entries for one host are a mistake.
 - Every mistake of every file is found in one go, each with file, line and key.
 Owns: the file's format and its resolution. Does not own: inventories (two callables are given), signing.
 """
@@ -28,6 +32,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from garrison.common import limits
+from garrison.common.confirm import ConfirmTerms, parse_duration
 from garrison.common.errors import BundleError, InventoryError, PolicyError
 from garrison.common.names import NodeName
 from garrison.common.policy.lint import lint
@@ -73,11 +79,20 @@ class PostureEntry(_Model):
     capability: _Posture = None
 
 
+class ConfirmEntry(_Model):
+    """How a new policy is confirmed, for hosts."""
+
+    hosts: Annotated[str, Field(min_length=1)]
+    timeout: Annotated[int, BeforeValidator(lambda value: parse_duration(str(value)))] = limits.CONFIRM_DEFAULT_S
+    offline: Annotated[bool | None, BeforeValidator(lambda value: None if value == "auto" else value)] = None
+
+
 class Top(_Model):
     """The file."""
 
     policies: Annotated[list[PolicyEntry], Field(min_length=1)]
     postures: list[PostureEntry] = []
+    confirm: list[ConfirmEntry] = []
 
 
 @dataclass(frozen=True)
@@ -124,9 +139,14 @@ def read_states(folder: Path, hosts: Iterable[NodeName], *, select: Select, labe
             for path in paths:
                 stricter = entry.mode is Mode.ENFORCE or path not in modes.setdefault(host, {})
                 modes[host][path] = entry.mode if stricter else modes[host][path]
-    postures = _postures(top, resolver)
+    postures, confirm = _postures(top, resolver), _confirm(top, resolver)
     for host, files in modes.items():
-        share = NodeShare(files=files, labels=dict(labels(host)), postures=postures.get(host, Postures()))
+        share = NodeShare(
+            files=files,
+            labels=dict(labels(host)),
+            postures=postures.get(host, Postures()),
+            confirm=confirm.get(host, ConfirmTerms()),
+        )
         states.nodes[host] = share
     _read_policies(folder, sorted({path for files in modes.values() for path in files} | resolver.seen), states, errors)
     return states, errors
@@ -182,10 +202,10 @@ class _Resolver:
                 matched = sorted(p.relative_to(self._folder).as_posix() for p in self._folder.glob(pattern) if p.is_file())
                 found += [check_path(path) for path in matched]
             except (ValueError, NotImplementedError, OSError, BundleError) as err:
-                self._add(f"cannot be looked up: {err}", (*where, number))
+                self.add(f"cannot be looked up: {err}", (*where, number))
                 continue
             if not matched:
-                self._add(f"{pattern!r} matches no file below {self._folder}", (*where, number))
+                self.add(f"{pattern!r} matches no file below {self._folder}", (*where, number))
         self.seen.update(found)
         return found
 
@@ -194,13 +214,14 @@ class _Resolver:
         try:
             found = self._select(pattern)
         except InventoryError as err:
-            self._add(str(err), where, err.hint)
+            self.add(str(err), where, err.hint)
             return ()
         if not found:
-            self._add(f"{pattern!r} matches no host of the inventory", where)
+            self.add(f"{pattern!r} matches no host of the inventory", where)
         return found
 
-    def _add(self, text: str, where: tuple[str | int, ...], hint: str = "") -> None:
+    def add(self, text: str, where: tuple[str | int, ...], hint: str = "") -> None:
+        """Note a mistake."""
         self._errors.append(PolicyError(text, file=self._top, line=_line(self._lines, where), key=dotted(where), hint=hint))
 
 
@@ -211,6 +232,18 @@ def _postures(top: Top, resolver: _Resolver) -> dict[NodeName, Postures]:
         blocks = {name: posture for name, posture in said.items() if posture is Posture.BLOCK}
         for host in resolver.hosts(entry.hosts, ("postures", number, "hosts")):
             found[host] = msgspec.structs.replace(found.get(host, Postures()), **blocks)
+    return found
+
+
+def _confirm(top: Top, resolver: _Resolver) -> dict[NodeName, ConfirmTerms]:
+    found: dict[NodeName, ConfirmTerms] = {}
+    for number, entry in enumerate(top.confirm):
+        for host in resolver.hosts(entry.hosts, ("confirm", number, "hosts")):
+            if host in found:
+                resolver.add(
+                    f"{host} has terms from an entry before", ("confirm", number, "hosts"), "let one entry mean each host"
+                )
+            found[host] = ConfirmTerms(timeout_s=entry.timeout, offline=entry.offline)
     return found
 
 

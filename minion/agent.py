@@ -2,6 +2,8 @@
 
 Rules of this file:
 - Order at boot: last good policy, then spool, then observers, then link. Nothing later can delay or stop something earlier.
+- An assignment is obeyed on trial, and answered at once with ``pending``; how that ended is told later. One that comes meanwhile
+  ends the trial. In order to stop, the agent ends it without a verdict.
 - Fail-open or fail-closed: a refused or failed assignment leaves the previous generation enforced; a dead spool, observer or
   link changes nothing about enforcement; no policy ever held means nothing is enforced, and the state says so.
 - An assignment that comes while the glass is broken waits in memory; the master offers it again after a restart.
@@ -22,13 +24,14 @@ from importlib.metadata import version
 from typing import Final
 
 from garrison.common import limits
-from garrison.common.errors import GarrisonError
+from garrison.common.errors import GarrisonError, LinkError, QuarantinedError
 from garrison.common.events import Event, Kind, Lane, Scalar
 from garrison.common.frames import ApplyReport, Assignment, Hello, Job, JobOutput, JobResult
 from garrison.common.names import Digest
+from garrison.minion.arming import DeadmanRecord
 from garrison.minion.bundles import BundleStore, Staged
 from garrison.minion.config import MinionSettings
-from garrison.minion.duty import Duty, apply_event
+from garrison.minion.duty import Duty
 from garrison.minion.enforcers.stack import EnforcerStack
 from garrison.minion.grains import boot_id, grains
 from garrison.minion.identity import Identity
@@ -36,9 +39,13 @@ from garrison.minion.jobs import JobRunner
 from garrison.minion.link.client import Link
 from garrison.minion.link.peer import LinkState
 from garrison.minion.observers.base import Observer
+from garrison.minion.probes import Probes
 from garrison.minion.recorder import Recorder
 from garrison.minion.spool import Spool
-from garrison.minion.status import BackendState, NodeStatus, start_ticks, write_status
+from garrison.minion.status import BackendState, NodeStatus, TrialStatus, start_ticks, write_status
+from garrison.minion.trial import OnTrial, OnTrialEnd, apply_event
+from garrison.minion.tryout import Tryout
+from garrison.minion.verdict import Origin
 
 __all__ = ["Agent"]
 
@@ -61,7 +68,9 @@ class Agent:
         duty: What is enforced, of what is in ``store`` with ``stack``.
         observers: Not yet started.
         jobs: Runs commands of the master.
+        probes: What the node must still be able to do under a new policy.
         early: What early enforcement had to tell.
+        last: What the last deadman left.
     """
 
     def __init__(
@@ -75,13 +84,18 @@ class Agent:
         duty: Duty,
         observers: Sequence[Observer],
         jobs: JobRunner,
+        probes: Probes,
         early: Sequence[Event] = (),
+        last: DeadmanRecord | None = None,
     ) -> None:
         self._settings, self._identity, self._recorder = settings, identity, recorder
         self._stack, self._store, self._duty, self._early = stack, store, duty, early
         self._observers, self._jobs = observers, jobs
         self._instance, self._boot, self._since = secrets.token_hex(16), boot_id(), time.time_ns()
+        self._last, self._reverted = last, None  # type: tuple[DeadmanRecord | None, OnTrialEnd | None]
         self._applying = asyncio.Lock()
+        self._tryout = Tryout(duty, identity.directory, probes)
+        self._link: Link | None = None
         self._put_off: Assignment | None = None
         self._link_state: LinkState | None = None
         self._health: dict[str, bool] = {}
@@ -98,7 +112,10 @@ class Agent:
             ready: Called once the last good policy is enforced.
             alive: Called every few seconds as long as the agent turns.
         """
+        self._link = link
         await asyncio.to_thread(self._enforce_last_good)
+        if link is not None and self._reverted is not None:
+            await link.tell(self._report("reverted", self._reverted.number, self._reverted.bundle, self._reverted.why))
         ready()
         self._emit_agent("started", version=version("garrison"), backends=self._backend_texts())
         await asyncio.to_thread(self._start_observers)
@@ -114,6 +131,8 @@ class Agent:
                 alive()
                 await _wait(stop, STATUS_EVERY_S)
         finally:
+            await self._tryout.stop()
+            await asyncio.to_thread(self._duty.close)
             if link is not None and link_task is not None:
                 await link.stop()
                 await link_task
@@ -122,6 +141,7 @@ class Agent:
 
     def _enforce_last_good(self) -> None:
         self._stack.probe()
+        self._reverted = self._duty.settle(self._last)
         self._duty.take_up()
         for event in self._early:
             self._recorder.emit(event)
@@ -213,7 +233,15 @@ class Agent:
             observers=[s for s in states if s.name in observers],
             rules=list(self._duty.rules),
             obstacle=self._duty.obstacle,
+            trial=self._trial_status(),
         )
+
+    def _trial_status(self) -> TrialStatus | None:
+        trial = self._duty.trial
+        if trial is None:
+            return None
+        generation = trial.generation
+        return TrialStatus(generation=generation.number, bundle=generation.bundle, deadline_boottime=trial.armed.deadline)
 
     def _unacked(self) -> dict[str, int]:
         spool = self._recorder.spool
@@ -251,7 +279,7 @@ class Agent:
         )
 
     async def on_assignment(self, assignment: Assignment, fetch: Fetch) -> ApplyReport:
-        """Verify, stage, apply and commit; on any failure the previous generation stays enforced and on disk."""
+        """Verify, stage and put on trial; on any failure the previous generation stays enforced and on disk."""
         if self._store is None:
             raise RuntimeError("an assignment came over a link that a node without a join file cannot have")
         async with self._applying:
@@ -261,20 +289,46 @@ class Agent:
             staged = None
             try:
                 staged = await self._store.stage(assignment, fetch)
-                held = self._duty.generation
-                if held is None or held.number != staged.generation.number:
-                    await asyncio.to_thread(self._duty.switch, staged)
-                    self._emit_apply("applied", staged.generation.number, staged.generation.bundle, "")
-                return self._report("applied", staged.generation.number, staged.generation.bundle)
-            except GarrisonError as err:
+                return await self._obey(staged)
+            except QuarantinedError as err:
+                return self._refused("quarantined", err.generation, Digest(err.bundle), str(err))
+            except (GarrisonError, OSError) as err:
                 return await self._not_applied(self._store, staged, " because ".join(_chain(err)))
 
+    async def _obey(self, staged: Staged) -> ApplyReport:
+        new, held, trial = staged.generation, self._duty.generation, self._duty.trial
+        if held is not None and held.number == new.number:
+            return self._report("applied", new.number, new.bundle)
+        if trial is None or (trial.generation.number, trial.generation.bundle) != (new.number, new.bundle):
+            await self._tryout.supersede()
+            await self._tryout.begin(staged, Origin.LINK, ask=self._ask_master, ended=self._trial_ended)
+        return self._report("pending", new.number, new.bundle, f"waits for its confirmation, at most {new.confirm_s} s")
+
+    async def _ask_master(self, trial: OnTrial) -> None:
+        if self._link is None:
+            raise LinkError("this node has no link")
+        await self._link.confirm(trial.generation.number, trial.generation.bundle)
+
+    async def _trial_ended(self, taken_back: OnTrialEnd | None) -> None:
+        held = self._duty.generation
+        if taken_back is not None:
+            report = self._report("reverted", taken_back.number, taken_back.bundle, taken_back.why)
+        elif held is not None:
+            self._emit_apply("applied", held.number, held.bundle, "")
+            report = self._report("applied", held.number, held.bundle)
+        else:
+            return  # the glass was broken in the same moment, and that is told
+        if self._link is not None:
+            await self._link.tell(report)
+
     async def _not_applied(self, store: BundleStore, staged: Staged | None, why: str) -> ApplyReport:
-        _log.error("applied=no error=%s", why)
         if staged is not None and not self._duty.glass_broken:
             await asyncio.to_thread(store.reject, staged, why)
-        number, bundle = (staged.generation.number, staged.generation.bundle) if staged else (0, "")
-        state = "failed" if staged is not None else "refused"
+        number, bundle = (staged.generation.number, staged.generation.bundle) if staged else (0, Digest(""))
+        return self._refused("failed" if staged is not None else "refused", number, bundle, why)
+
+    def _refused(self, state: str, number: int, bundle: Digest, why: str) -> ApplyReport:
+        _log.error("applied=no state=%s error=%s", state, why)
         self._emit_apply(state, number, bundle, why)
         return self._report(state, number, bundle, why)
 

@@ -8,6 +8,7 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Final
 from garrison.common.errors import ConfigError, KernelError
 from garrison.common.sdnotify import notify
 from garrison.minion.agent import Agent
+from garrison.minion.arming import arm, await_last
 from garrison.minion.bundles import BundleStore
 from garrison.minion.config import MinionSettings
 from garrison.minion.duty import Duty
@@ -34,6 +36,7 @@ from garrison.minion.observers.errors import ErrorObserver
 from garrison.minion.observers.resources import ResourceObserver
 from garrison.minion.observers.self_health import SelfObserver
 from garrison.minion.observers.shell import ShellObserver
+from garrison.minion.probes import local_probes
 from garrison.minion.recorder import Recorder
 from garrison.minion.spool import SpoolCaps
 
@@ -84,10 +87,20 @@ async def _run(settings: MinionSettings, identity: Identity) -> None:
         recorder,
         stack=stack,
         store=store,
-        duty=Duty(identity.directory, boot_id(), store=store, stack=stack, emit=recorder.emit, needs=needs),
+        duty=Duty(
+            identity.directory,
+            boot_id(),
+            store=store,
+            stack=stack,
+            emit=recorder.emit,
+            needs=needs,
+            arm=functools.partial(arm, settings.runtime_dir),
+        ),
         observers=_observers(settings, recorder),
         jobs=JobRunner(identity.directory / "jobs"),
+        probes=local_probes(identity.directory),
         early=take_outcome(settings.runtime_dir),
+        last=await_last(settings.runtime_dir, boot_id()),
     )
     if join is None:
         _log.warning("link=none reason=%s", "this node joined no master; give it a join file with --join")

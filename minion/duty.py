@@ -2,11 +2,12 @@
 
 Rules of this file:
 - In this order: break-glass (nothing is enforced), safe mode (the generation before, or nothing), the newest stored generation.
-- A new generation is looked over before the kernel sees it (``lockout``), applied, and only then committed. What fails changes
-  nothing: the previous one stays enforced and on disk.
+- A new generation is looked over before the kernel sees it (``lockout``), noted on disk, put under a deadman and applied on
+  trial. Only when it was confirmed it is committed; else the previous one is enforced again, which is still the one on disk.
 - Nothing here weakens a node silently: each way in and out is an event, and stands in the status until it is over.
-- Any thread may call. ``look`` never waits for ``switch``.
-Owns: the decision and what follows for the stack. Does not own: counting (``boot``), finding (``break_glass``, ``release_note``).
+- Any thread may call. ``look`` never waits for a generation that is being applied.
+Owns: the decision and what follows for the stack. Does not own: counting (``boot``), finding (``break_glass``, ``release_note``),
+whether a trial ends well (``tryout``).
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from pathlib import Path
 from typing import Final
 
 from garrison.common import limits
-from garrison.common.errors import BundleError, GarrisonError
+from garrison.common.errors import BundleError, GarrisonError, KernelError
 from garrison.common.events import Event, Kind, Lane, Scalar
 from garrison.common.frames import RuleReport
 from garrison.common.policy.never_deny import Need
-from garrison.common.policy.normalise import Normalised
-from garrison.common.policy.rules import RuleSet
 from garrison.minion import boot, release_note
+from garrison.minion.arming import Arm, DeadmanRecord
 from garrison.minion.boot import BootLog, BootRecord, Footing
 from garrison.minion.break_glass import Glass, look_for_glass
 from garrison.minion.bundles import BundleStore, Generation, Staged
 from garrison.minion.enforcers.stack import EnforcerStack
 from garrison.minion.lockout import refuse_lockouts
+from garrison.minion.trial import OnTrial, OnTrialEnd, apply_event, how_it_ended, tamper_event
 
-__all__ = ["Duty", "apply_event", "tamper_event"]
+__all__ = ["Duty"]
 
 _WORST: Final = 9  # severity of "nothing is enforced"
 
@@ -49,12 +50,14 @@ class Duty:
         stack: Backends that are to hold them.
         emit: Takes events.
         needs: What the agent itself needs; see ``lockout.local_needs``.
+        arm: Starts a deadman; ``None`` where nothing is ever tried.
         glass: Looks for broken glass.
         healthy_s: Seconds after which a boot counts as good.
 
     Attributes:
-        generation: What is enforced; ``None`` for nothing.
+        generation: What is enforced, and was confirmed; ``None`` for nothing.
         rules: Its compile report.
+        trial: What is enforced instead for the moment, on trial; ``None`` for nothing.
         error: Why the last attempt to apply failed; empty when it did not.
         obstacle: Why not the newest stored generation is enforced; empty when it is.
         glass_broken: Nothing may be applied.
@@ -69,18 +72,20 @@ class Duty:
         stack: EnforcerStack,
         emit: Callable[[Event], None],
         needs: tuple[Need, ...] = (),
+        arm: Arm | None = None,
         glass: Callable[[], Glass] = look_for_glass,
         healthy_s: float = limits.BOOT_HEALTHY_S,
     ) -> None:
         self._directory, self._boot, self._log = directory, boot_id, BootLog(directory)
         self._store, self._stack, self._emit, self._needs = store, stack, emit, needs
-        self._look_for_glass, self._healthy_s = glass, healthy_s
+        self._arm, self._look_for_glass, self._healthy_s = arm, glass, healthy_s
         self._lock = threading.Lock()
         self._glass, self._record = Glass(), BootRecord()
         self._since = time.monotonic()
         self._uncounted = ""
         self.generation: Generation | None = None
         self.rules: tuple[RuleReport, ...] = ()
+        self.trial: OnTrial | None = None
         self.error = ""
         self.obstacle = ""
 
@@ -95,6 +100,28 @@ class Duty:
         return self._record.safe_mode and not self._glass.broken
 
     # ---- from the start on ------------------------------------------------------------------------------------------------
+    def settle(self, record: DeadmanRecord | None) -> OnTrialEnd | None:
+        """Decide what becomes of a generation that was on trial when an agent before this one ended; call it before ``take_up``.
+
+        Args:
+            record: What the last deadman left.
+
+        Returns:
+            What is not to be tried again, and why; ``None`` when there is no such thing.
+        """
+        store = self._store
+        trial = store.on_trial if store else None
+        if store is None or trial is None or trial.over:
+            return None
+        why, for_good = how_it_ended(trial, record, self._boot)
+        if not for_good:
+            store.end_trial(counts=True)
+            self._emit(apply_event("interrupted", trial.generation, trial.bundle, why))
+            return None
+        store.reject_trial(why)
+        self._emit(apply_event("reverted", trial.generation, trial.bundle, why))
+        return OnTrialEnd(trial.generation, trial.bundle, why)
+
     def take_up(self) -> None:
         """Enforce what this node may start with."""
         with self._lock:
@@ -129,6 +156,7 @@ class Duty:
 
     def _take_up(self) -> None:
         # Anything but a running agent's own rules may be in the kernel now: what is said here has to become true there.
+        self._drop_trial("something else is to be enforced")
         self._since, self.obstacle = time.monotonic(), ""
         if self._glass.broken:
             self._hold_nothing(f"break-glass: {self._glass.why}")
@@ -175,27 +203,117 @@ class Duty:
         return wanted
 
     def _hold_nothing(self, obstacle: str) -> None:
+        self._drop_trial(obstacle)
         gone = self._stack.release()
         self.generation, self.rules, self.error = None, (), ""
         self.obstacle = obstacle if gone else f"{obstacle}; not all of it could be taken out of the kernel"
         _log.error("enforcement=none reason=%s", self.obstacle)
 
     # ---- something new -----------------------------------------------------------------------------------------------------
-    def switch(self, staged: Staged) -> None:
-        """Apply a staged generation and commit it; leaves safe mode, and what somebody released is enforced again.
+    def begin(self, staged: Staged) -> OnTrial:
+        """Apply a staged generation on trial, under a deadman; ``keep`` or ``give_up`` ends that.
 
         Raises:
-            GarrisonError: It is not enforced and not committed; the previous one is, as before.
+            GarrisonError: It is not enforced; the previous one is, as before.
         """
         with self._lock:
-            if self._store is None or self._glass.broken:
+            if self._store is None or self._arm is None or self._glass.broken:
                 raise BundleError(f"nothing is applied now: {self.obstacle or 'this node joined no master'}")
+            if self.trial is not None:
+                raise BundleError(f"generation {self.trial.generation.number} is on trial")
             new = staged.generation
             self._refuse_doubted(self._store, new)
             refuse_lockouts(new.documents(), new.facts, new.share.postures, self._needs)
-            self._apply_and_commit(self._store, staged)
+            self._store.begin_trial(staged, self._boot)
+            try:
+                self.trial = self._try(self._arm, staged)
+            except (GarrisonError, OSError):
+                self._store.end_trial(counts=False)
+                raise
+            self._emit(apply_event("pending", new.number, new.bundle, "", self.trial.rules))
+            return self.trial
+
+    def _try(self, arm: Arm, staged: Staged) -> OnTrial:
+        new, prepared = staged.generation, self._stack.begin(staged.generation.normalised())
+        try:
+            armed = arm(
+                generation=new.number,
+                digest=new.bundle,
+                boot=self._boot,
+                timeout_s=new.confirm_s,
+                writes=prepared.writes,
+            )
+        except (GarrisonError, OSError):
+            self._stack.keep()  # nothing was applied yet
+            raise
+        try:
+            return OnTrial(staged, armed, prepared.apply())
+        except (GarrisonError, OSError) as err:
+            self._stack.go_back()
+            armed.stand_down(str(err))
+            raise
+
+    def keep(self, why: str) -> None:
+        """Commit what is on trial: it was confirmed. Leaves safe mode, and what somebody released is enforced again.
+
+        Raises:
+            GarrisonError: It cannot be kept, and the previous one is enforced again.
+        """
+        with self._lock:
+            trial, store = self._tried(), self._store
+            try:
+                # The deadman first: once it is gone nobody goes back behind the disk's back. If this process ends in between, the
+                # disk still has the one before, and the next start goes by that.
+                if store is None or not trial.armed.disarm(trial.generation.bundle):
+                    raise KernelError(0, "disarm the deadman in time")
+                committed = store.commit(trial.staged)
+            except GarrisonError as err:
+                self._end_trial(trial, f"it was confirmed and could not be kept: {err}", quarantine=False)
+                raise
+            self._stack.keep()
+            self.trial, self.generation, self.rules, self.error, self.obstacle = None, committed, trial.rules, "", ""
             self._since = time.monotonic()
             self._record = self._changed(boot.applied)
+            _log.info("confirmed=%s bundle=%s why=%s", committed.number, committed.bundle, why)
+
+    def give_up(self, why: str, *, quarantine: bool = True) -> OnTrialEnd:
+        """Enforce again what was enforced before; ``quarantine``: what was on trial is not taken again.
+
+        Raises:
+            BundleError: Nothing is on trial any more.
+        """
+        with self._lock:
+            trial = self._tried()
+            self._end_trial(trial, why, quarantine=quarantine)
+            return OnTrialEnd(trial.generation.number, trial.generation.bundle, why)
+
+    def _tried(self) -> OnTrial:
+        if self.trial is None:
+            raise BundleError("nothing is on trial any more")
+        return self.trial
+
+    def _drop_trial(self, why: str) -> None:
+        if self.trial is not None:
+            self._end_trial(self.trial, why, quarantine=False)
+
+    def _end_trial(self, trial: OnTrial, why: str, *, quarantine: bool) -> None:
+        # The kernel first; a disk that takes no note must not keep it waiting.
+        number, bundle = trial.generation.number, trial.generation.bundle
+        self.trial = None
+        if not self._stack.go_back():
+            trial.armed.go_back(f"{why}; the agent could not go back by itself")  # which ends this process
+        trial.armed.stand_down(why)
+        if self._store is not None and quarantine:
+            self._store.reject_trial(why)
+        elif self._store is not None:
+            self._store.end_trial(counts=False)
+        _log.error("reverted=%s bundle=%s quarantined=%s why=%s", number, bundle, quarantine, why)
+        self._emit(apply_event("reverted" if quarantine else "interrupted", number, bundle, why))
+
+    def close(self) -> None:
+        """End a trial without a verdict: the agent is about to end in order."""
+        with self._lock:
+            self._drop_trial("the agent was told to end before it was confirmed")
 
     def _refuse_doubted(self, store: BundleStore, new: Generation) -> None:
         if not self._record.safe_mode:
@@ -207,18 +325,6 @@ class Duty:
                 hint="assign another policy, or run on the node: garrison minion confirm",
             )
 
-    def _apply_and_commit(self, store: BundleStore, staged: Staged) -> None:
-        # The kernel first: what it refuses is never committed. What cannot be committed is taken back, so that a restart
-        # does not silently bring back other rules than those that were reported.
-        rules = self._stack.apply(staged.generation.normalised())
-        try:
-            self.generation = store.commit(staged)
-        except GarrisonError:
-            before = self.generation
-            self.rules = self._stack.apply(before.normalised() if before else Normalised(rules=RuleSet()))
-            raise
-        self.rules, self.error, self.obstacle = rules, "", ""
-
     # ---- counting ----------------------------------------------------------------------------------------------------------
     def _counted(self) -> BootRecord:
         return self._changed(lambda record: boot.begin(record, self._boot))
@@ -226,7 +332,7 @@ class Duty:
     def _count_health(self) -> None:
         due = time.monotonic() - self._since >= self._healthy_s
         in_the_way = self.obstacle and not self._record.safe_mode  # in safe mode, what is held is what was to be held
-        if due and self._store is not None and not (in_the_way or self.error or self._record.healthy):
+        if due and self._store is not None and self.trial is None and not (in_the_way or self.error or self._record.healthy):
             self._record = self._changed(boot.healthy)
 
     def _confirmed(self) -> bool:
@@ -266,17 +372,3 @@ class Duty:
         if not ended:
             self._hold_nothing(f"released: {text}; until the agent is restarted or a new generation is applied")
         return True
-
-
-def tamper_event(state: str, detail: str, *, severity: int, **more: Scalar) -> Event:
-    """Return the event that says that enforcement is weaker than it should be."""
-    text = detail[: limits.STRING_MAX_CHARS]
-    return Event(lane=Lane.ALERT, kind=Kind.TAMPER, severity=severity, data={"state": state, "detail": text, **more})
-
-
-def apply_event(state: str, generation: int, bundle: str, error: str, rules: tuple[RuleReport, ...] = ()) -> Event:
-    """Return the event that says what became of a generation; ``rules`` are counted by status."""
-    data: dict[str, Scalar | list[Scalar]] = {"state": state, "generation": generation, "bundle": bundle, "error": error[:1000]}
-    for rule in rules:
-        data[f"rules_{rule.status}"] = int(str(data.get(f"rules_{rule.status}", 0))) + 1
-    return Event(lane=Lane.STATE, kind=Kind.APPLY, severity=3 if state == "applied" else 8, data=data)

@@ -16,7 +16,7 @@ import msgspec
 from garrison.common.errors import ConfigError
 from garrison.common.frames import RuleReport
 
-__all__ = ["STATUS_FILE", "BackendState", "NodeStatus", "read_status", "start_ticks", "write_status"]
+__all__ = ["STATUS_FILE", "BackendState", "NodeStatus", "TrialStatus", "read_status", "start_ticks", "write_status"]
 
 STATUS_FILE: Final = "status.json"
 
@@ -30,6 +30,14 @@ class BackendState(msgspec.Struct, frozen=True, kw_only=True):
     counters: dict[str, int] = {}
 
 
+class TrialStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A generation that is enforced and not confirmed: its number, its bundle, and when the deadman acts (CLOCK_BOOTTIME, s)."""
+
+    generation: int
+    bundle: str
+    deadline_boottime: float
+
+
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What the agent knows of itself.
 
@@ -41,8 +49,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
         start_ticks: Start time of that pid, field 22 of /proc/PID/stat.
         since: Start, ns since 1970 UTC.
         link: ``connected`` or why not.
-        generation: Enforced generation, 0 for none.
-        bundle: Digest of the enforced bundle.
+        generation: Enforced and confirmed generation, 0 for none.
+        bundle: Digest of its bundle.
         version: The bundle's version.
         stale: Its signature has expired; it is enforced all the same.
         unacked: Events waiting for the master, by lane.
@@ -51,6 +59,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
         observers: Observers.
         rules: Compile report of what is enforced.
         obstacle: Why not the newest stored generation is enforced: break-glass, safe mode, released, failed; empty when it is.
+        trial: What is enforced instead of ``generation`` until it is confirmed or taken back.
     """
 
     node: str
@@ -70,6 +79,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     observers: list[BackendState]
     rules: list[RuleReport]
     obstacle: str = ""
+    trial: TrialStatus | None = None
 
 
 def start_ticks(pid: int) -> int:

@@ -40,7 +40,7 @@ class SignedAssignment(msgspec.Struct, frozen=True, kw_only=True):
         bundle: Digest of the bundle's metadata.
         bundle_bytes: Length of the bundle's metadata.
         bundle_version: The bundle's version, so that an older one is refused before it is fetched.
-        confirm_s: How long the node may wait for its confirmation; 0 for none needed.
+        confirm_s: How long the node may wait for its confirmation, if less than the bundle says; 0: as the bundle says.
         expires: End of validity, UTC.
         content: Digest of all of this: two assignments of one generation must not differ.
     """
@@ -92,7 +92,7 @@ def build_assignment(
         bundle_version: The bundle's version.
         expires: End of validity, UTC.
         signer: The master's assignment key.
-        confirm_s: How long the node may wait for its confirmation.
+        confirm_s: How long the node may wait for its confirmation, if less than the bundle says.
     """
     body = _Body(
         v=_FORMAT,

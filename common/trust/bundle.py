@@ -21,6 +21,7 @@ from securesystemslib.signer import Signer
 from tuf.api.metadata import TargetFile, Targets
 
 from garrison.common import limits
+from garrison.common.confirm import ConfirmTerms
 from garrison.common.errors import BundleError, ConfigError
 from garrison.common.names import Digest, NodeName, digest_of, node_name, parse_digest
 from garrison.common.policy.rules import Mode, Postures
@@ -39,11 +40,13 @@ class NodeShare(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         files: Path in the states folder → how its blocks are meant on this node.
         labels: What selectors of policies look at.
         postures: What allow-lists do with the rest.
+        confirm: How the node finds out that it still works under all this; it says nothing of what is enforced.
     """
 
     files: dict[str, Mode] = {}
     labels: dict[str, str] = {}
     postures: Postures = Postures()
+    confirm: ConfirmTerms = ConfirmTerms()
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -81,6 +84,7 @@ class _Node(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     grant: int
     labels: dict[str, str] = {}
     postures: Postures = Postures()
+    confirm: ConfirmTerms = ConfirmTerms()
 
 
 class _Body(msgspec.Struct, frozen=True, kw_only=True):
@@ -229,7 +233,7 @@ def _packed(nodes: Mapping[NodeName, NodeShare]) -> tuple[list[dict[str, Mode]],
     members: dict[str, _Node] = {}
     for name, share in sorted(nodes.items()):
         number = numbers.setdefault(tuple(sorted(share.files.items())), len(numbers))
-        members[str(name)] = _Node(grant=number, labels=share.labels, postures=share.postures)
+        members[str(name)] = _Node(grant=number, labels=share.labels, postures=share.postures, confirm=share.confirm)
     return [dict(files) for files in numbers], members
 
 
@@ -241,4 +245,4 @@ def _share(name: str, node: _Node, grants: Sequence[dict[str, Mode]]) -> NodeSha
     for key, value in node.labels.items():
         if not key or max(len(key), len(value)) > limits.LABEL_MAX_CHARS:
             raise BundleError(f"node {name} has a label that is empty or over {limits.LABEL_MAX_CHARS} characters: {key[:80]!r}")
-    return NodeShare(files=grants[node.grant], labels=node.labels, postures=node.postures)
+    return NodeShare(files=grants[node.grant], labels=node.labels, postures=node.postures, confirm=node.confirm)

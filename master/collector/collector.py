@@ -35,6 +35,8 @@ from garrison.common.frames import (
     Batch,
     Chunk,
     ChunkRequest,
+    Confirmed,
+    ConfirmRequest,
     Down,
     Hello,
     Job,
@@ -112,6 +114,7 @@ class Collector:
         self._sessions = Sessions()
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing: set[bytes] = set()
+        self._confirming: set[bytes] = set()  # connections whose request is looked up
         self._clones: dict[NodeName, deque[Clone]] = {}
         self.bad_frames: Final[Counter[NodeName]] = Counter()
         self.quarantined: Final[Counter[NodeName]] = Counter()
@@ -186,8 +189,8 @@ class Collector:
             self._break_off(node, peer, str(err))
 
     def _dispatch(self, node: NodeName, peer: Peer, message: Up) -> None:
-        if isinstance(message, Hello):
-            self._on_hello(node, peer, message)
+        if isinstance(message, Hello | ConfirmRequest):
+            self._on_first(node, peer, message)
             return
         session = self._sessions.of_connection(peer.routing_id)
         if session is None or session.node != node:
@@ -208,6 +211,12 @@ class Collector:
                 self._send(session, Pong(n=message.n))
             case Pong():
                 pass  # being heard is all that matters
+
+    def _on_first(self, node: NodeName, peer: Peer, message: Hello | ConfirmRequest) -> None:
+        if isinstance(message, Hello):
+            self._on_hello(node, peer, message)
+        else:
+            self._on_confirm_request(node, peer, message)
 
     # ---- hello -------------------------------------------------------------------------------------------------------------
     def _on_hello(self, node: NodeName, peer: Peer, hello: Hello) -> None:
@@ -281,6 +290,7 @@ class Collector:
             acked={str(lane): seq for lane, seq in acked.items()},
             generation=generation,
             time_ns=time.time_ns(),
+            confirms=True,
         )
         if self._sessions.of_connection(session.routing_id) is not session or not self._send(session, welcome):
             return
@@ -362,10 +372,34 @@ class Collector:
     def _content(self, node: NodeName, digest: Digest) -> bytes | None:
         return self._store.blob(digest) if self._desk.may_read(node, digest) else None
 
+    def _on_confirm_request(self, node: NodeName, peer: Peer, request: ConfirmRequest) -> None:
+        # No session: the node's other connection goes on, and only a new one proves that new connections work.
+        if len(self._confirming) >= limits.PENDING_KEYS_MAX or peer.routing_id in self._confirming:
+            raise FrameError("more requests to confirm than can be answered")
+        self._confirming.add(peer.routing_id)
+        self._spawn(self._confirm(node, peer, request))
+
+    async def _confirm(self, node: NodeName, peer: Peer, request: ConfirmRequest) -> None:
+        try:
+            assigned = await asyncio.to_thread(self._store.assignment, node)
+        except GarrisonError as err:
+            _log.error("node=%s confirm=unanswered error=%s", node, err)
+            return
+        finally:
+            self._confirming.discard(peer.routing_id)
+        if assigned is None or (assigned.generation, assigned.bundle) != (request.generation, request.bundle):
+            has = f"generation {assigned.generation} ({assigned.bundle[:12]})" if assigned else "nothing"
+            reason = f"{node} is assigned {has}, not generation {request.generation} ({request.bundle[:12]})"
+            _log.warning("node=%s confirm=refused reason=%s", node, reason)
+            self._refuse(peer.routing_id, peer.fd, peer.address, "confirm", reason)
+            return
+        _log.info("node=%s confirm=yes generation=%d", node, request.generation)
+        self._port.send(peer.routing_id, encode_frame(Confirmed(nonce=request.nonce)))
+
     def _on_report(self, session: Session, report: ApplyReport) -> None:
         if report.state == "applied":
             session.generation = report.generation
-        level = logging.INFO if report.state == "applied" else logging.WARNING
+        level = logging.INFO if report.state in {"applied", "pending"} else logging.WARNING
         _log.log(level, "node=%s generation=%d apply=%s error=%s", session.node, report.generation, report.state, report.error)
         self._store.submit_report(session.node, report).add_done_callback(_log_failure)
 

@@ -28,7 +28,7 @@ from garrison.common.names import Digest, digest_of, parse_digest
 from garrison.common.trust.durable import PART_SUFFIX, write_durably
 from garrison.common.trust.verify import Floor
 
-__all__ = ["BundleDisk", "Held", "Record", "Rejected", "State"]
+__all__ = ["BundleDisk", "Held", "Record", "Rejected", "State", "TrialNote"]
 
 _STATE: Final = "state.json"
 _STATE_MAX_BYTES: Final = 8 << 20  # two chains of 256 roots of a few kilobytes, and a short list
@@ -67,6 +67,24 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True):
     at_ns: int
 
 
+class TrialNote(msgspec.Struct, frozen=True, kw_only=True):
+    """A generation that was let into the kernel and is not committed: confirmed or not, no restart brings it back.
+
+    Attributes:
+        generation: Its number.
+        bundle: Its bundle.
+        boot: Kernel boot id of the trial.
+        tries: How often it was tried, this time included.
+        over: It was interrupted without a verdict and may be tried again.
+    """
+
+    generation: int
+    bundle: Digest
+    boot: str
+    tries: int = 1
+    over: bool = False
+
+
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """What ``state.json`` says.
 
@@ -75,6 +93,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
         held: Newest first.
         floor: What is never gone below.
         rejected: Oldest first.
+        trial: The last generation that was tried and neither committed nor rejected.
         assignment_roots: Newest known root chain of the assignment repository, as text.
         bundle_roots: The same of the bundle repository.
     """
@@ -83,6 +102,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     held: tuple[Held, ...] = ()
     floor: Floor = Floor()
     rejected: tuple[Rejected, ...] = ()
+    trial: TrialNote | None = None
     assignment_roots: tuple[str, ...] = ()
     bundle_roots: tuple[str, ...] = ()
 

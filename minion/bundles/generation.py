@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from garrison.common import limits
 from garrison.common.errors import BundleError
 from garrison.common.names import Digest, NodeName
 from garrison.common.policy.load import Document, load_text
@@ -61,6 +62,12 @@ class Generation:
     def share(self) -> NodeShare:
         """What the bundle gives this node."""
         return self.trust.share(self.content)
+
+    @property
+    def confirm_s(self) -> int:
+        """How long it may stay unconfirmed: what its author allows, or less if the master says so."""
+        asked = self.assignment.confirm_s
+        return max(limits.CONFIRM_MIN_S, min(asked or limits.CONFIRM_MAX_S, self.share.confirm.timeout_s))
 
     @property
     def node(self) -> NodeName:

@@ -3,6 +3,8 @@
 Rules of this file:
 - ``stage`` believes nothing before ``NodeTrust`` has: roots, assignment, metadata, files, each verified before the next.
 - ``commit`` is one replacement of the state file. Before it the old generation is current, after it the new one is.
+- A generation is on trial between ``begin_trial`` and ``commit``: it is on disk, and it is not current. What is rejected is not
+  taken again; the next generation is.
 - Nothing that fails here changes what is current (fail-closed). A node whose every kept generation is damaged says so: then,
   and only then, it has nothing to enforce.
 - The floor and the roots are kept durably: neither a restart nor a damaged generation lets an older one in.
@@ -22,14 +24,14 @@ from pathlib import Path
 import msgspec
 
 from garrison.common import frames, limits
-from garrison.common.errors import BundleError, GarrisonError, KernelError, SignatureError
+from garrison.common.errors import BundleError, GarrisonError, KernelError, QuarantinedError, SignatureError
 from garrison.common.names import Digest, KeyFingerprint, NodeName
 from garrison.common.trust.assignment import SignedAssignment
 from garrison.common.trust.bundle import BundleContent, FileEntry
 from garrison.common.trust.join import JoinFile
 from garrison.common.trust.metadata import RootChain
 from garrison.common.trust.verify import Floor, NodeTrust, verify_blob
-from garrison.minion.bundles.disk import BundleDisk, Held, Record, Rejected, State
+from garrison.minion.bundles.disk import BundleDisk, Held, Record, Rejected, State, TrialNote
 from garrison.minion.bundles.generation import Generation, Staged
 
 __all__ = ["BundleStore", "Fetch"]
@@ -156,7 +158,8 @@ class BundleStore:
 
         Raises:
             SignatureError: Not signed by who must have signed it.
-            BundleError: For somebody else, older than held, expired, incomplete, or failed here before.
+            QuarantinedError: It failed here before.
+            BundleError: For somebody else, older than held, expired, or incomplete.
             KernelError: It cannot be written.
             LinkError: It cannot be fetched.
         """
@@ -191,8 +194,10 @@ class BundleStore:
     def _refuse_rejected(self, wanted: SignedAssignment) -> None:
         for old in self._state.rejected:
             if (old.generation, old.bundle) == (wanted.generation, wanted.bundle):
-                raise BundleError(
-                    f"generation {old.generation} failed on this node before: {old.reason}",
+                raise QuarantinedError(
+                    f"generation {old.generation} ({old.bundle[:12]}) is quarantined on this node: {old.reason}",
+                    generation=old.generation,
+                    bundle=old.bundle,
                     hint="mend the policy or the node, then apply again",
                 )
 
@@ -218,11 +223,52 @@ class BundleStore:
         trust = generation.trust.committed(generation.assignment, generation.content)
         new = Held(generation=generation.number, record=generation.assignment.content)
         others = [held for held in self._state.held if held != new]
-        state = msgspec.structs.replace(self._state, held=(new, *others)[: limits.GENERATIONS_KEPT], floor=trust.floor)
+        state = msgspec.structs.replace(
+            self._state, held=(new, *others)[: limits.GENERATIONS_KEPT], floor=trust.floor, trial=None
+        )
         self._disk.write_state(state)
         self._state, self._trust = state, trust
         self._sweep()
         return replace(generation, trust=trust)
+
+    # ---- on trial ----------------------------------------------------------------------------------------------------
+    @property
+    def on_trial(self) -> TrialNote | None:
+        """The last generation that was tried and neither committed nor rejected."""
+        return self._state.trial
+
+    def begin_trial(self, staged: Staged, boot: str) -> TrialNote:
+        """Note durably that a staged generation is about to be tried.
+
+        Raises:
+            KernelError: It cannot be written: it must not be tried.
+        """
+        generation, last = staged.generation, self._state.trial
+        again = last is not None and (last.generation, last.bundle) == (generation.number, generation.bundle)
+        tries = last.tries + 1 if last is not None and again else 1
+        trial = TrialNote(generation=generation.number, bundle=generation.bundle, boot=boot, tries=tries)
+        state = msgspec.structs.replace(self._state, trial=trial)
+        self._disk.write_state(state)
+        self._state = state
+        return trial
+
+    def end_trial(self, *, counts: bool) -> None:
+        """Note that a trial ended without a verdict; ``counts``: so many of these are a verdict.
+
+        A disk that takes no note leaves the trial as it is: the next start then counts it.
+        """
+        trial = self._state.trial
+        if trial is None or trial.over:
+            return
+        over = msgspec.structs.replace(trial, over=True, tries=trial.tries if counts else trial.tries - 1)
+        self._state = msgspec.structs.replace(self._state, trial=over)
+        self._write_or_log("trial-end")
+
+    def reject_trial(self, reason: str) -> None:
+        """Quarantine what is on trial, as ``reject`` does."""
+        trial = self._state.trial
+        if trial is not None:
+            self._note_rejected(trial.generation, trial.bundle, reason)
 
     def _sweep(self) -> None:
         blobs: set[Digest] = set()
@@ -244,19 +290,22 @@ class BundleStore:
         """
         generation = staged.generation
         if any(held.record == generation.assignment.content for held in self._state.held):
+            self.end_trial(counts=False)
             return  # it was enforced before: its failure now is the node's, and the next start must try it
-        note = Rejected(
-            generation=generation.number,
-            bundle=generation.bundle,
-            reason=reason[: limits.STRING_MAX_CHARS // 2],
-            at_ns=time.time_ns(),
-        )
-        self._state = msgspec.structs.replace(self._state, rejected=(*self._state.rejected, note)[-limits.QUARANTINE_MAX :])
+        self._note_rejected(generation.number, generation.bundle, reason)
+
+    def _note_rejected(self, generation: int, bundle: Digest, reason: str) -> None:
+        note = Rejected(generation=generation, bundle=bundle, reason=reason[: limits.STRING_MAX_CHARS // 2], at_ns=time.time_ns())
+        rejected = (*self._state.rejected, note)[-limits.QUARANTINE_MAX :]
+        self._state = msgspec.structs.replace(self._state, rejected=rejected, trial=None)
         self._sweep()
+        self._write_or_log("rejection")
+
+    def _write_or_log(self, what: str) -> None:
         try:
             self._disk.write_state(self._state)
         except KernelError as err:
-            _log.warning("bundles=rejection-not-kept generation=%s error=%s", generation.number, err)
+            _log.error("bundles=%s-not-kept error=%s", what, err)
 
 
 def _share_entries(trust: NodeTrust, content: BundleContent) -> list[FileEntry]:

@@ -10,7 +10,7 @@ Rules of this file:
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -18,7 +18,7 @@ from garrison.common.events import Event
 from garrison.common.frames import RuleReport
 from garrison.common.policy.rules import RuleSet
 
-__all__ = ["Emit", "Enforcer", "EnforcerStatus", "Probe"]
+__all__ = ["Emit", "Enforcer", "EnforcerStatus", "MapWrite", "Probe"]
 
 Emit = Callable[[Event], None]
 """Takes an event without ``node``, ``epoch`` and ``seq``; never blocks, may be called from any thread."""
@@ -34,6 +34,14 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
 
     ok: bool
     reason: str = ""
+
+
+class MapWrite(msgspec.Struct, frozen=True):
+    """A write to a kernel map, by a descriptor that is open: what a process can do that may do nothing else."""
+
+    fd: int
+    key: bytes
+    value: bytes
 
 
 class EnforcerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +97,24 @@ class Enforcer(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Stop enforcing and release everything. Idempotent."""
+
+    def hold(self) -> Sequence[MapWrite]:
+        """Keep what is enforced now, so that ``go_back`` can bring it back whatever is applied meanwhile; until ``keep``.
+
+        Returns:
+            What another process can write to bring it back without this one; nothing where enforcement ends with this process.
+
+        Raises:
+            KernelError: The kernel refused; nothing is kept.
+        """
+        return ()
+
+    def go_back(self, rules: RuleSet) -> None:
+        """Enforce what was enforced when ``hold`` was called, which is ``rules``; raises as ``apply``."""
+        self.apply(rules)
+
+    def keep(self) -> None:  # noqa: B027 - most backends keep nothing
+        """Let go of what ``hold`` kept: what is enforced now stays. Idempotent."""
 
     def release(self) -> None:  # noqa: B027 - most backends leave nothing behind
         """Take away what ``close`` leaves in force. A later ``apply`` starts anew. Idempotent.

@@ -160,6 +160,12 @@ class Reresolver:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """What is watched, as it was when that began."""
+        with self._lock:
+            return self._snapshot
+
     def watch(self, snapshot: Snapshot) -> None:
         """Watch the paths of ``snapshot`` instead of those before; it is what ``changed`` is measured against."""
         with self._lock:

@@ -3,32 +3,36 @@
 Rules of this file:
 - Rules of one entity stay together: allow-lists and exemptions only mean something as a whole.
 - On failure every backend goes back to what it held; one that cannot is left to its own reporting, and the first error is raised.
+- Rules on trial: between ``begin`` and ``keep`` or ``go_back`` those before can be brought back, and nothing else is applied;
+  links that change meanwhile are followed afterwards.
 - Symbolic links are resolved here, before backends see rules, and again when what they lead to changes.
 Owns: routing, all-or-nothing, the merged report. Does not own: meaning, what a backend can do.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from garrison.common.errors import GarrisonError
+from garrison.common.errors import GarrisonError, KernelError
 from garrison.common.frames import RuleReport
 from garrison.common.policy.normalise import Normalised
 from garrison.common.policy.report import merge_reports
 from garrison.common.policy.rules import Entity, RuleSet, RuleStatus
-from garrison.minion.enforcers.base import Emit, Enforcer, EnforcerStatus, Probe
+from garrison.minion.enforcers.base import Emit, Enforcer, EnforcerStatus, MapWrite, Probe
 from garrison.minion.enforcers.bpf_lsm.options import LsmOptions
 from garrison.minion.enforcers.resolve import Reresolver, Snapshot, look, resolve
 
-__all__ = ["LASTING", "EnforcerStack", "default_backends"]
+__all__ = ["LASTING", "EnforcerStack", "Trial", "default_backends"]
 
 _WORST_FIRST: Final = (RuleStatus.INERT, RuleStatus.IMPOSSIBLE, RuleStatus.DEGRADED, RuleStatus.AUDITED)
 
@@ -90,6 +94,33 @@ def default_backends(
     return [build[name](emit, runtime_dir, cgroup) for name in names]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """Rules that are ready to be enforced on trial.
+
+    Attributes:
+        writes: What another process can write to bring back what is enforced now, as far as that outlives this process.
+        apply: Enforces the new rules; returns the compile report and raises as ``EnforcerStack.apply``.
+    """
+
+    writes: tuple[MapWrite, ...]
+    apply: Callable[[], tuple[RuleReport, ...]]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    wanted: dict[str, RuleSet]
+    routes: dict[Entity, str]
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True)
+class _Before:
+    held: dict[str, RuleSet]
+    normalised: Normalised | None
+    snapshot: Snapshot | None
+
+
 class EnforcerStack:
     """Backends, best first, behind one door. Any thread may call it."""
 
@@ -101,6 +132,7 @@ class EnforcerStack:
         self._normalised: Normalised | None = None
         self._trouble = ""
         self._reresolver = Reresolver(self._apply_again)
+        self._before: _Before | None = None
         self._closed = False
 
     def probe(self) -> dict[str, Probe]:
@@ -131,10 +163,63 @@ class EnforcerStack:
             GarrisonError: A backend failed; all hold what they held before.
         """
         with self._lock:
-            report = self._apply(normalised)
-            self._normalised = normalised
+            if self._before is not None:
+                raise KernelError(errno.EBUSY, "apply rules while others are on trial")
+            return self._applied(self._plan(normalised), normalised)
+
+    def begin(self, normalised: Normalised) -> Trial:
+        """Prepare to enforce ``normalised`` on trial, and keep what is enforced now.
+
+        Raises:
+            GarrisonError: What is enforced cannot be kept, or something is on trial; nothing has changed.
+        """
+        with self._lock:
+            if self._before is not None:
+                raise KernelError(errno.EBUSY, "try rules while others are on trial")
+            plan = self._plan(normalised)
+            writes: list[MapWrite] = []
+            touched = [b for name, b in self._working().items() if plan.wanted[name].rules or name in self._held]
+            try:
+                for backend in touched:
+                    writes += backend.hold()
+            except GarrisonError:
+                self._let_go()
+                raise
+            self._before = _Before(self._held, self._normalised, self._reresolver.snapshot)
+            return Trial(tuple(writes), lambda: self._tried(plan, normalised))
+
+    def _tried(self, plan: _Plan, normalised: Normalised) -> tuple[RuleReport, ...]:
+        with self._lock:
+            return self._applied(plan, normalised)
+
+    def keep(self) -> None:
+        """End the trial: what is enforced now stays. Idempotent."""
+        with self._lock:
+            self._before = None
+            self._let_go()
+
+    def go_back(self) -> bool:
+        """End the trial: what was enforced before it is enforced again. Without a trial nothing changes.
+
+        Returns:
+            Whether all of it is; what is not is told by ``status``.
+        """
+        with self._lock:
+            before, self._before = self._before, None
+            if before is None:
+                return True
             self._trouble = ""
-            return report
+            changed = {name for name in self._held if name not in before.held}
+            held, self._held = before.held, before.held
+            self._roll_back(b for name, b in self._working().items() if name in held or name in changed)
+            self._normalised = before.normalised
+            self._reresolver.watch(before.snapshot or look(()))
+            self._let_go()
+            return not self._trouble
+
+    def _let_go(self) -> None:
+        for backend in self._backends:
+            backend.keep()
 
     def release(self) -> bool:
         """Enforce nothing any more, and take away what outlives this process. ``apply`` enforces again.
@@ -143,7 +228,8 @@ class EnforcerStack:
             Whether all of it is gone; what is not is told by ``status``.
         """
         with self._lock:
-            self._normalised, self._trouble = None, ""
+            self._normalised, self._before, self._trouble = None, None, ""
+            self._let_go()
             self._reresolver.watch(look(()))
             for backend in self._backends:  # those that do not work now, too: an agent before may have left something
                 try:
@@ -174,17 +260,21 @@ class EnforcerStack:
             self._held.clear()
 
     # ---- apply -----------------------------------------------------------------------------------------------------------
-    def _apply(self, normalised: Normalised) -> tuple[RuleReport, ...]:
+    def _plan(self, normalised: Normalised) -> _Plan:
         rules, snapshot = _resolved(normalised.rules)
         routes = _routes(rules, self._compiled(rules))
         wanted = {
             name: msgspec.structs.replace(rules, rules=tuple(r for r in rules.rules if routes.get(r.entity) == name))
             for name in self._working()
         }
-        reports = self._apply_all(wanted)
-        self._held = wanted
-        self._reresolver.watch(snapshot)
-        return self._merged(normalised, routes, reports)
+        return _Plan(wanted, routes, snapshot)
+
+    def _applied(self, plan: _Plan, normalised: Normalised) -> tuple[RuleReport, ...]:
+        reports = self._apply_all(plan.wanted)
+        self._held = {name: rules for name, rules in plan.wanted.items() if rules.rules}
+        self._normalised, self._trouble = normalised, ""
+        self._reresolver.watch(plan.snapshot)
+        return self._merged(normalised, plan.routes, reports)
 
     def _apply_all(self, wanted: Mapping[str, RuleSet]) -> dict[str, tuple[RuleReport, ...]]:
         reports: dict[str, tuple[RuleReport, ...]] = {}
@@ -203,8 +293,8 @@ class EnforcerStack:
     def _roll_back(self, done: Iterable[Enforcer]) -> None:
         for backend in done:
             try:
-                backend.apply(self._held.get(backend.name, RuleSet()))
-            except GarrisonError as err:
+                backend.go_back(self._held.get(backend.name, RuleSet()))
+            except (GarrisonError, OSError) as err:
                 # The error that is being raised is the one to act on; this one is seen in the status.
                 self._trouble = f"{backend.name} could not go back to the previous rules: {err}"
                 _log.error("backend=%s rolled_back=no error=%s", backend.name, err)
@@ -213,13 +303,14 @@ class EnforcerStack:
         with self._lock:
             if self._closed or self._normalised is None:
                 return True
+            if self._before is not None:
+                return False  # asked again in a few seconds
             try:
-                self._apply(self._normalised)
+                self._applied(self._plan(self._normalised), self._normalised)
             except GarrisonError as err:
                 self._trouble = f"rules could not be applied again after a link, file or mount had changed: {err}"
                 _log.error("rules=stale error=%s", err)
                 return False
-            self._trouble = ""
             return True
 
     # ---- routing ---------------------------------------------------------------------------------------------------------

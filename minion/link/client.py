@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 import time
 from contextlib import suppress
 from typing import Final
@@ -22,12 +23,22 @@ from typing import Final
 import zmq.asyncio
 
 from garrison.common import limits
-from garrison.common.errors import FrameError
-from garrison.common.frames import ApplyReport, Assignment, ChunkRequest
+from garrison.common.errors import FrameError, LinkError
+from garrison.common.frames import (
+    ApplyReport,
+    Assignment,
+    ChunkRequest,
+    Confirmed,
+    ConfirmRequest,
+    Refused,
+    decode_down,
+    encode_frame,
+)
+from garrison.common.names import Digest
 from garrison.minion.link.causes import Failure, LinkFailure
 from garrison.minion.link.connection import Connection
 from garrison.minion.link.fetch import Fetcher
-from garrison.minion.link.peer import LinkPeer, LinkState
+from garrison.minion.link.peer import LinkPeer, LinkState, MasterRefusedError
 from garrison.minion.link.session import Session
 from garrison.minion.link.settings import LinkSettings
 
@@ -55,16 +66,20 @@ class Link:
         self._fetcher = Fetcher(self._request_chunk, chunk_s=settings.chunk_s, fetch_s=settings.fetch_s)
         self._applying: set[asyncio.Task[None]] = set()
         self._report: ApplyReport | None = None
+        self._context: zmq.asyncio.Context | None = None
+        self._served_by: str | None = None
+        self._master_confirms = False
         self._state: LinkState | None = None
         self._wait_s = settings.reconnect_min_s
         self.bad_frames = 0
 
     async def run(self) -> None:
         """Keep the link up until ``stop``; only a bug ends it otherwise."""
-        context = zmq.asyncio.Context()
+        context = self._context = zmq.asyncio.Context()
         try:
             await self._serve(context)
         finally:
+            self._context = None
             self._fetcher.give_up("the agent is stopping")
             await asyncio.gather(*self._applying, return_exceptions=True)
             context.destroy(linger=0)
@@ -80,6 +95,37 @@ class Link:
         if self._session is not None:
             with suppress(LinkFailure):  # told again on the next connection
                 await _send_report(self._session, report)
+
+    async def confirm(self, generation: int, bundle: Digest) -> None:
+        """Have the master confirm what is on trial, over a connection that is made for that.
+
+        Raises:
+            MasterRefusedError: It does not: this node is assigned something else.
+            LinkError: It could not be asked, or did not answer.
+        """
+        if self._context is None or self._served_by is None:
+            raise LinkError("no master was reached yet")
+        connection = Connection(self._context, self._settings, self._served_by, self._peer.hello().node)
+        try:
+            await connection.open()
+            if self._master_confirms:  # an older one cannot say it: that a new connection comes about has to do
+                await self._ask(connection, ConfirmRequest(generation=generation, bundle=bundle, nonce=secrets.token_hex(16)))
+        except (LinkFailure, FrameError) as err:
+            raise LinkError(str(err)) from err
+        finally:
+            connection.close()
+
+    async def _ask(self, connection: Connection, request: ConfirmRequest) -> None:
+        await connection.send(encode_frame(request))
+        try:
+            async with asyncio.timeout(self._settings.handshake_s):
+                answer = decode_down(await connection.receive())
+        except TimeoutError:
+            raise LinkError(f"{connection.endpoint} does not answer") from None
+        if isinstance(answer, Refused):
+            raise MasterRefusedError(answer.reason)
+        if answer != Confirmed(nonce=request.nonce):
+            raise LinkError(f"{connection.endpoint} answers something else")
 
     def obey(self, assignment: Assignment) -> None:
         """Give an assignment that had to wait to the peer again, as if it came now."""
@@ -120,7 +166,8 @@ class Link:
             session = Session(
                 connection, self._settings, self._peer, on_assignment=self._on_assignment, on_chunk=self._fetcher.on_chunk
             )
-            await session.greet()
+            self._master_confirms = (await session.greet()).confirms
+            self._served_by = endpoint
             since = time.monotonic()
             await self._converse(session)
         except LinkFailure as failure:

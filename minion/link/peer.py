@@ -7,17 +7,22 @@ from typing import Protocol
 
 import msgspec
 
+from garrison.common.errors import LinkError
 from garrison.common.frames import ApplyReport, Assignment, Hello, Job, JobOutput, JobResult
 from garrison.common.names import Digest
 from garrison.minion.spool import Spool
 
-__all__ = ["Fetch", "LinkPeer", "LinkState", "SendOutput"]
+__all__ = ["Fetch", "LinkPeer", "LinkState", "MasterRefusedError", "SendOutput"]
 
 Fetch = Callable[[Digest, int], Awaitable[bytes]]
 """Takes a digest and a length; returns so many bytes, the digest unchecked. Raises LinkError when they cannot be had."""
 
 SendOutput = Callable[[JobOutput], Awaitable[None]]
 """Takes a piece of a job's output. Raises LinkError when the connection that asked for it is gone."""
+
+
+class MasterRefusedError(LinkError):
+    """The master does not confirm what is on trial, and will not."""
 
 
 class LinkState(msgspec.Struct, frozen=True):
@@ -38,7 +43,7 @@ class LinkPeer(Protocol):
         """Return what this node is and has, now."""
 
     async def on_assignment(self, assignment: Assignment, fetch: Fetch) -> ApplyReport:
-        """Obey an assignment. It may come twice; it is never cancelled, whatever becomes of the connection."""
+        """Begin to obey an assignment. It may come twice; it is never cancelled, whatever becomes of the connection."""
 
     async def on_job(self, job: Job, output: SendOutput) -> JobResult:
         """Run a command, or answer for one that ran. It may come twice; it is cancelled when the connection is gone."""

@@ -23,6 +23,7 @@ from garrison.common.frames import (
     Assignment,
     Batch,
     Chunk,
+    Confirmed,
     Down,
     Job,
     JobCancel,
@@ -196,8 +197,8 @@ class Session:
                 pass  # that it came is all it says
             case Refused():
                 raise refused(message.code, message.reason)
-            case Welcome():
-                raise FrameError("a second Welcome")
+            case Welcome() | Confirmed():
+                raise FrameError(f"an unasked {type(message).__name__}")
 
     def _on_ack(self, ack: Ack) -> None:
         if ack.epoch != self._peer.spool.epoch or ack.lane not in set(Lane):

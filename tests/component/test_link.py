@@ -34,6 +34,7 @@ from garrison.common.frames import (
 )
 from garrison.common.names import fingerprint
 from garrison.minion.link.client import Link
+from garrison.minion.link.peer import MasterRefusedError
 from garrison.minion.link.settings import LinkSettings
 from garrison.minion.spool import Spool, SpoolCaps
 
@@ -472,3 +473,51 @@ async def test_chunks_that_nobody_asked_for_are_ignored(agent, master):
         agent.put(Lane.SHELL, 1)
         await until(lambda: len(master.stored) == 1, "it goes on")
     assert len(master.hellos) == 1
+
+
+# ---- confirming what is on trial -----------------------------------------------------------------------------------------
+async def test_confirmation_comes_over_a_connection_of_its_own_and_the_first_one_goes_on(agent, master):
+    async with linked(agent, master) as link:
+        await until(lambda: agent.connected, "linked")
+        first = master.peer
+
+        await link.confirm(3, "ab")
+
+        assert [(r.generation, r.bundle) for r in master.confirm_requests] == [(3, "ab")]
+        assert master.peer != first
+        await until(lambda: master.peer == first, "the first connection is heard again")
+        assert len(master.hellos) == 1
+
+
+async def test_master_that_refuses_to_confirm_is_told_from_one_that_does_not_answer(agent, master):
+    async with linked(agent, master) as link:
+        await until(lambda: agent.connected, "linked")
+        master.refuses_to_confirm = "edge-1 is assigned something else"
+
+        with pytest.raises(MasterRefusedError, match="something else"):
+            await link.confirm(3, "ab")
+
+
+async def test_master_of_before_confirms_by_taking_a_new_connection(agent, master):
+    master.confirms = False
+    async with linked(agent, master) as link:
+        await until(lambda: agent.connected, "linked")
+
+        await link.confirm(3, "ab")
+
+        assert master.confirm_requests == []
+
+
+async def test_new_connection_that_does_not_come_about_confirms_nothing(agent, master):
+    wire = await Wire(master.port).start()
+    async with linked(agent, wire, server_key=master.public_key) as link:
+        with pytest.raises(LinkError, match="no master was reached"):
+            await link.confirm(3, "ab")
+        await until(lambda: agent.connected, "linked")
+        wire.cut()
+
+        with pytest.raises(LinkError):
+            await link.confirm(3, "ab")
+
+        assert master.confirm_requests == []
+    await wire.stop()

@@ -32,11 +32,15 @@ from garrison.common.frames import (
     Batch,
     Chunk,
     ChunkRequest,
+    Confirmed,
+    ConfirmRequest,
     Hello,
     Job,
     JobCancel,
     JobOutput,
     JobResult,
+    Ping,
+    Pong,
     Refused,
     RuleReport,
     Welcome,
@@ -489,6 +493,43 @@ def test_assignment_reaches_connected_and_returning_nodes_and_each_reads_only_it
         assert one.wait_for(Chunk) == Chunk(digest=digest, offset=0, total=-1), "not its own: as if it were not there"
     two.send(ChunkRequest(digest=digests[""]))
     assert two.wait_for(Chunk).total > 0, "the signed metadata is everybody's who is assigned it"
+
+
+def test_what_is_on_trial_is_confirmed_on_a_new_connection_if_it_is_what_was_assigned(master):
+    one, two = master.enrolled("n1"), master.enrolled("n2")
+    bundle = sign_bundle(master, {"n1": {"a.yaml": b"for n1"}, "n2": {"b.yaml": b"for n2"}})[""]
+    one.wait_for(Assignment)
+    again = Peer(master.endpoint, master.server_key, keypair=(one.public, one.secret), node="n1")
+    master.peers.append(again)
+
+    again.send(ConfirmRequest(generation=1, bundle=bundle, nonce="ab" * 16))
+
+    assert again.next() == Confirmed(nonce="ab" * 16)
+    one.send(Ping(n=1))
+    assert one.wait_for(Pong).n == 1, "the other connection goes on"
+    for generation, digest in ((2, bundle), (1, digest_of(b"another"))):
+        again.connect()
+        again.send(ConfirmRequest(generation=generation, bundle=digest, nonce="cd" * 16))
+        answer = again.next()
+        assert isinstance(answer, Refused)
+        assert (answer.code, "n1 is assigned generation 1" in answer.reason) == ("confirm", True)
+    master.cli("nodes", "retire", "n2")
+    two.connect()
+    two.send(ConfirmRequest(generation=1, bundle=bundle, nonce="ef" * 16))
+    assert not isinstance(two.next(2), Confirmed)
+
+
+@pytest.mark.parametrize("state", ["pending", "reverted", "quarantined"])
+def test_report_of_a_trial_is_shown_and_leaves_what_is_enforced(master, state):
+    peer = master.enrolled()
+    peer.send(ApplyReport(generation=3, bundle="a" * 64, state="applied"))
+    master.until(lambda: master.nodes()["n1"]["generation"] == 3, "the report is stored")
+
+    peer.send(ApplyReport(generation=4, bundle="b" * 64, state=state, error="no ssh"))
+
+    master.until(lambda: master.nodes()["n1"]["apply_state"] == state, "the second too")
+    assert master.nodes()["n1"]["generation"] == 3
+    assert "generation 4: " in master.cli("nodes", "show", "n1").stdout
 
 
 def test_apply_report_is_shown_and_a_refusal_leaves_what_is_enforced(master):

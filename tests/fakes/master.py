@@ -16,11 +16,14 @@ from garrison.common.frames import (
     Batch,
     Chunk,
     ChunkRequest,
+    Confirmed,
+    ConfirmRequest,
     Hello,
     JobOutput,
     JobResult,
     Ping,
     Pong,
+    Refused,
     Welcome,
     decode_up,
     encode_frame,
@@ -35,6 +38,8 @@ class FakeMaster:
         stored: Event by ``(epoch, seq)``, as encoded.
         order: ``(lane, first seq)`` of each batch as it came.
         acking: Whether batches are acknowledged.
+        confirms: Whether it says that it answers requests to confirm, as masters did not always.
+        refuses_to_confirm: Why it does not confirm.
         blobs: What chunk requests are answered from.
     """
 
@@ -55,6 +60,8 @@ class FakeMaster:
         self.results: list[JobResult] = []
         self.outputs: list[JobOutput] = []
         self.pings = 0
+        self.confirms, self.refuses_to_confirm = True, ""
+        self.confirm_requests: list[ConfirmRequest] = []
         self.peer = b""
         self._held: list[tuple[bytes, Batch]] = []
         self._acked: dict[str, dict[int, int]] = {}
@@ -110,7 +117,7 @@ class FakeMaster:
                     await self.send(self.answer)
                 elif self.welcoming:
                     acked = {str(lane): seq for lane, seq in self._acked.get(message.epoch, {}).items()}
-                    await self.send(Welcome(credits=self.credits, acked=acked))
+                    await self.send(Welcome(credits=self.credits, acked=acked, confirms=self.confirms))
             case Batch():
                 await self._store(peer, message)
             case ChunkRequest():
@@ -119,6 +126,10 @@ class FakeMaster:
                 self.pings += 1
                 if self.ponging:
                     await self.send(Pong(n=message.n))
+            case ConfirmRequest():
+                self.confirm_requests.append(message)
+                refused = Refused(code="confirm", reason=self.refuses_to_confirm)
+                await self.send(refused if self.refuses_to_confirm else Confirmed(nonce=message.nonce))
             case ApplyReport():
                 self.reports.append(message)
             case JobOutput():

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from garrison.common.confirm import ConfirmTerms
 from garrison.common.errors import InventoryError
 from garrison.common.names import NodeName
 from garrison.common.policy.rules import Mode, Posture
 from garrison.common.top import read_states
+from garrison.common.trust.bundle import NodeShare
+from garrison.common.trust.verify import verify_bundle
+from unit.trust.world import EDGE, NOW, OTHER, World
 
+PLAIN = "policies:\n- {files: [policies/a.yaml], hosts: all}\n"
 HOSTS = {"edge-1": {"role": "edge"}, "edge-2": {"role": "edge"}, "vault": {"role": "vault"}}
 GROUPS = {"all": ["edge-1", "edge-2", "vault"], "edge": ["edge-1", "edge-2"], "none": []}
 POLICY = """\
@@ -96,6 +101,33 @@ postures:
     assert found.nodes["edge-1"].postures.file is Posture.AUDIT
 
 
+def test_terms_of_confirmation_go_to_the_hosts_named(states):
+    found, errors = states(
+        """\
+policies:
+- {files: [policies/a.yaml], hosts: all}
+confirm:
+- {hosts: edge, timeout: 10m, offline: true}
+- {hosts: vault, offline: auto}
+"""
+    )
+
+    assert errors == []
+    assert found.nodes["edge-2"].confirm == ConfirmTerms(timeout_s=600, offline=True)
+    assert found.nodes["vault"].confirm == ConfirmTerms(timeout_s=120, offline=None)
+
+
+def test_terms_are_signed_with_the_bundle_and_read_back():
+    world = World()
+    terms = ConfirmTerms(timeout_s=30, offline=False)
+
+    bundle = world.bundle(1, {}, nodes={EDGE: NodeShare(confirm=terms), OTHER: NodeShare()})
+
+    content = verify_bundle(world.trust().bundles, bundle.metadata, tenant=world.tenant, now=NOW)
+    assert content.nodes[EDGE].confirm == terms
+    assert content.nodes[OTHER].confirm == ConfirmTerms()
+
+
 @pytest.mark.parametrize(
     ("top", "line", "key", "says"),
     [
@@ -118,6 +150,10 @@ postures:
             "postures[0].file",
             "'deny'",
         ),
+        (f"{PLAIN}confirm:\n- {{hosts: all, timeout: soon}}\n", 4, "confirm[0].timeout", "a time such as"),
+        (f"{PLAIN}confirm:\n- {{hosts: all, timeout: 1s}}\n", 4, "confirm[0].timeout", "from 5s"),
+        (f"{PLAIN}confirm:\n- {{hosts: all, offline: perhaps}}\n", 4, "confirm[0].offline", "boolean"),
+        (f"{PLAIN}confirm:\n- {{hosts: edge}}\n- {{hosts: edge-1}}\n", 5, "confirm[1].hosts", "entry before"),
     ],
 )
 def test_mistake_is_named_with_file_line_and_key(states, top, line, key, says):

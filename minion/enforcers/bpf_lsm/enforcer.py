@@ -5,17 +5,19 @@ Rules of this file:
 - Two copies of every table: the one that is not active is filled, then one number is switched. Each decision is made by exactly
   one generation.
 - Fail-closed: a path that cannot be told counts as one that block rules name. A generation that does not fit is not switched to.
+- While rules are on trial (``hold``) the copy with those before is not touched, and one write brings them back.
 - ``close`` leaves everything in force. Only ``release`` takes it away.
 Owns: the programs' life, pins, generations. Does not own: what rules mean (``program``), bytes (``layout``, ``events``).
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +28,7 @@ from garrison.bpf.ring import RingReader
 from garrison.common.errors import BackendUnsupportedError, GarrisonError, KernelError
 from garrison.common.frames import RuleReport
 from garrison.common.policy.rules import RuleSet
-from garrison.minion.enforcers.base import Emit, Enforcer, EnforcerStatus, Probe
+from garrison.minion.enforcers.base import Emit, Enforcer, EnforcerStatus, MapWrite, Probe
 from garrison.minion.enforcers.bpf_lsm.events import COUNTERS
 from garrison.minion.enforcers.bpf_lsm.inodes import Inodes
 from garrison.minion.enforcers.bpf_lsm.layout import TABLES, Tables, TableType, lay_out
@@ -73,6 +75,7 @@ class BpfLsmEnforcer(Enforcer):
         self._teller: Teller | None = None
         self._names: CgroupNames | None = None
         self._generation = 0
+        self._kept: int | None = None
 
     # ---- Enforcer ------------------------------------------------------------------------------------------------------
     def probe(self) -> Probe:
@@ -101,7 +104,7 @@ class BpfLsmEnforcer(Enforcer):
             teller = self._take_over()
             number = self._generation + 1
             tables = lay_out(program, number, hasher=self._held_hasher(), inode_of=Inodes().of)
-            copy = 1 - self._active()
+            copy = self._free_copy()
             for name in TABLES:
                 self._fill(name, copy, tables)
             self._pins.rules.keep(number, program.rules, _KEPT_GENERATIONS)
@@ -112,6 +115,31 @@ class BpfLsmEnforcer(Enforcer):
             self._retire_others()
             teller.forget(number - _KEPT_GENERATIONS)
         return report_rules(rules)
+
+    def hold(self) -> Sequence[MapWrite]:
+        """Keep the active copy as it is."""
+        if not (probe := self.probe()).ok:
+            raise BackendUnsupportedError(f"{BACKEND} cannot be used: {probe.reason}")
+        with self._lock:
+            self._take_over()
+            self._kept = self._active()
+            active, agent = self._maps["active"], self._maps["agent"]
+            # Back to the copy; then nobody is the agent any more, so that protection lets the agent be ended and replaced.
+            return (MapWrite(active.fd, _ZERO, _U32.pack(self._kept)), MapWrite(agent.fd, _ZERO, self._no_agent()))
+
+    def go_back(self, rules: RuleSet) -> None:
+        """Switch to the copy that was kept."""
+        with self._lock:
+            kept, self._kept = self._kept, None
+            if kept is not None:
+                self._maps["active"].update(_ZERO, _U32.pack(kept))
+        if kept is None:
+            self.apply(rules)
+
+    def keep(self) -> None:
+        """Let the next rules be written over those before."""
+        with self._lock:
+            self._kept = None
 
     def status(self) -> EnforcerStatus:
         """Return figures since the programs were loaded, lost events by rule among them."""
@@ -127,6 +155,7 @@ class BpfLsmEnforcer(Enforcer):
     def close(self) -> None:
         """Stop reading events. What is enforced stays enforced."""
         with self._lock:
+            self._kept = None
             if self._reader is not None:
                 self._reader.close()
                 self._reader = None
@@ -157,11 +186,13 @@ class BpfLsmEnforcer(Enforcer):
         self._maps = self._pins.open_maps()
         self._hasher = PathHasher(self._maps["secret"].lookup(_ZERO) or bytes(KEY_BYTES))
         head = self._head(self._active())
-        self._generation = _U32.unpack_from(head)[0] if head else 0
+        kept = self._pins.rules.load()
+        # Above what was on trial and taken back, too: its events may be in the ring still, to be named by its rules.
+        self._generation = max([_U32.unpack_from(head)[0] if head else 0, *kept])
         self._names = CgroupNames(cgroup2_root())
         self._maps["event_rate"].update(_ZERO, self._options.rate.packed())
         suppressed = Suppressed(self._maps["rule_rates"], self._maps["rule_told"])
-        self._teller = Teller(self._emit, self._pins.rules.load(), suppressed, self._cgroup)
+        self._teller = Teller(self._emit, kept, suppressed, self._cgroup)
         self._reader = RingReader(self._maps["events"], self._teller.take, name="lsm-events")
         self._note_agent()
         return self._teller
@@ -213,8 +244,10 @@ class BpfLsmEnforcer(Enforcer):
     def _forget_agent(self) -> None:
         """From now on the next agent may take over, as if this one had died."""
         if self._maps:
-            held = self._maps["agent"].lookup(_ZERO) or bytes(16)
-            self._maps["agent"].update(_ZERO, held[:12] + bytes(4))
+            self._maps["agent"].update(_ZERO, self._no_agent())
+
+    def _no_agent(self) -> bytes:
+        return (self._maps["agent"].lookup(_ZERO) or bytes(16))[:12] + bytes(4)
 
     def _note_agent(self) -> None:
         for name, program, held in (("enforce_exec", "note_agent", "agent"), ("enforce_capabilities", "note_exempt", "exempt")):
@@ -233,6 +266,12 @@ class BpfLsmEnforcer(Enforcer):
     def _active(self) -> int:
         number: int = _U32.unpack(self._maps["active"].lookup(_ZERO) or _ZERO)[0]
         return number & 1
+
+    def _free_copy(self) -> int:
+        free = 1 - self._active()
+        if free == self._kept:
+            raise KernelError(errno.EBUSY, "write new tables while those before are kept for the way back")
+        return free
 
     def _head(self, copy: int) -> bytes:
         raw = self._maps["heads"].lookup(_U32.pack(copy))

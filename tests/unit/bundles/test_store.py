@@ -215,7 +215,7 @@ async def test_rejected_generation_is_not_tried_again_even_after_a_restart_but_a
 
     for again in (store, open_store(tmp_path, world)):
         assert number_of(again) == 1
-        with pytest.raises(BundleError, match="failed on this node before: the kernel has no such map"):
+        with pytest.raises(BundleError, match="is quarantined on this node: the kernel has no such map"):
             await again.stage(frame, depot.fetch)
     assert (await take(store, world, depot, 3)).number == 3
 
