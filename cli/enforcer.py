@@ -45,18 +45,19 @@ def command(ctx: click.Context, config: Path | None, directory: Path | None) -> 
 @command.command("status")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object")
 def status_command(*, as_json: bool) -> None:
-    """Show which of our programs are attached, by which rules, and their counters. Reads the kernel's pins; needs root."""
+    """Show which of our programs are attached, by which rules, our firewall table, and counters. Reads only; needs root."""
     import msgspec
 
     from garrison.minion.break_glass import look_for_glass
-    from garrison.minion.kernel_state import read_kernel_state
+    from garrison.minion.kernel_state import read_firewall_state, read_kernel_state
 
     _need_root("the pins are root's")
-    states, glass = read_kernel_state(), look_for_glass()
+    states, firewall, glass = read_kernel_state(), read_firewall_state(), look_for_glass()
     if as_json:
         document = {
-            "enforcing": any(state.programs and state.generation for state in states),
+            "enforcing": any(state.programs and state.generation for state in states) or bool(firewall and firewall.chains),
             "versions": msgspec.to_builtins(states),
+            "firewall": msgspec.to_builtins(firewall),
             "break_glass": {"broken": glass.broken, "why": glass.why},
         }
         print_json_line(msgspec.json.encode(document).decode())
@@ -64,10 +65,14 @@ def status_command(*, as_json: bool) -> None:
     console = out_console()
     if glass.why:
         console.print(f"break-glass  {'BROKEN' if glass.broken else 'whole'}: {glass.why}", markup=False, soft_wrap=True)
-    if not states:
-        console.print("the kernel enforces nothing of garrison's without the agent: nothing is pinned")
+    if not states and firewall is None:
+        console.print("the kernel enforces nothing of garrison's without the agent: nothing is pinned, and there is no table")
     for state in states:
         _print_state(state)
+    if firewall is not None:
+        figures = ", ".join(f"{name} {count}" for name, count in firewall.counters.items())
+        held = f"{', '.join(firewall.chains)}; {figures}" if firewall.chains else "on no hook: nothing is enforced"
+        console.print(f"firewall    table {firewall.table}: {held}", markup=False, soft_wrap=True)
 
 
 def _print_state(state: Any) -> None:
@@ -94,14 +99,16 @@ def release_command(ctx: click.Context, settings: Any, *, yes: bool, force: bool
     from garrison.common.errors import KernelError
     from garrison.minion import release_note
     from garrison.minion.enforcers.bpf_lsm.enforcer import PINS, BpfLsmEnforcer
+    from garrison.minion.enforcers.nftables import NftablesEnforcer
     from garrison.minion.identity import is_held
-    from garrison.minion.kernel_state import read_kernel_state
+    from garrison.minion.kernel_state import read_firewall_state, read_kernel_state
 
     _need_root("enforcement is root's to take away")
-    if not read_kernel_state():
-        err_console().print("nothing to release: nothing is pinned in the kernel")
+    if not read_kernel_state() and read_firewall_state() is None:
+        err_console().print("nothing to release: nothing is pinned in the kernel, and there is no firewall table")
         return
-    if is_held(settings.directory) and not force:
+    agent_runs = is_held(settings.directory)
+    if agent_runs and not force:
         err_console().print(
             "[bold red]refused:[/] the agent runs and would go on as if it enforced\n"
             "[cyan]hint:[/] stop it first: systemctl stop garrison-minion; or touch /etc/garrison/break-glass; or --force",
@@ -116,7 +123,9 @@ def release_command(ctx: click.Context, settings: Any, *, yes: bool, force: bool
         BpfLsmEnforcer(lambda _: None).release()
     except OSError as err:
         raise KernelError(err.errno or 0, f"release {PINS}") from err
-    left = read_kernel_state()
+    NftablesEnforcer(lambda _: None).release()
+    # An agent that runs puts its table back, then finds the note, and takes the table away itself.
+    left = [*read_kernel_state(), *filter(None, [None if agent_runs else read_firewall_state()])]
     err_console().print("released: the kernel enforces nothing of garrison's" if not left else f"[red]still there:[/] {left}")
     ctx.exit(1 if left else 0)
 
