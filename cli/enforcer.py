@@ -47,23 +47,24 @@ def command(ctx: click.Context, /, config: Path | None, **flags: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object")
 @click.pass_obj
 def status_command(settings: Any, *, as_json: bool) -> None:
-    """Show which of our programs are attached, by which rules, and their counters; and whether a policy is on trial.
+    """Show which of our programs are attached, by which rules, our firewall table, and counters; and whether a policy is on trial.
 
-    Reads the kernel's pins and what the deadman left; needs root.
+    Reads the kernel's pins, the table and what the deadman left; needs root.
     """
     import msgspec
 
     from garrison.minion.arming import read_record
     from garrison.minion.break_glass import look_for_glass
-    from garrison.minion.kernel_state import read_kernel_state
+    from garrison.minion.kernel_state import read_firewall_state, read_kernel_state
 
     _need_root("the pins are root's")
-    states, glass = read_kernel_state(), look_for_glass()
+    states, firewall, glass = read_kernel_state(), read_firewall_state(), look_for_glass()
     confirmed, trial = _confirmed(settings), read_record(settings.runtime_dir)
     if as_json:
         document = {
-            "enforcing": any(state.programs and state.generation for state in states),
+            "enforcing": any(state.programs and state.generation for state in states) or bool(firewall and firewall.chains),
             "versions": msgspec.to_builtins(states),
+            "firewall": msgspec.to_builtins(firewall),
             "break_glass": {"broken": glass.broken, "why": glass.why},
             "confirmed_generation": confirmed,
             "trial": None if trial is None else {**msgspec.to_builtins(trial), "left_s": trial.left_s},
@@ -75,10 +76,14 @@ def status_command(settings: Any, *, as_json: bool) -> None:
         console.print(f"break-glass  {'BROKEN' if glass.broken else 'whole'}: {glass.why}", markup=False, soft_wrap=True)
     console.print(f"confirmed   {f'generation {confirmed}' if confirmed else 'none yet'}")
     console.print(f"trial       {_trial(trial)}", markup=False, soft_wrap=True)
-    if not states:
-        console.print("the kernel enforces nothing of garrison's without the agent: nothing is pinned")
+    if not states and firewall is None:
+        console.print("the kernel enforces nothing of garrison's without the agent: nothing is pinned, and there is no table")
     for state in states:
         _print_state(state)
+    if firewall is not None:
+        figures = ", ".join(f"{name} {count}" for name, count in firewall.counters.items())
+        held = f"{', '.join(firewall.chains)}; {figures}" if firewall.chains else "on no hook: nothing is enforced"
+        console.print(f"firewall    table {firewall.table}: {held}", markup=False, soft_wrap=True)
 
 
 def _confirmed(settings: Any) -> int:
@@ -127,14 +132,16 @@ def release_command(ctx: click.Context, settings: Any, *, yes: bool, force: bool
     from garrison.common.errors import KernelError
     from garrison.minion import release_note
     from garrison.minion.enforcers.bpf_lsm.enforcer import PINS, BpfLsmEnforcer
+    from garrison.minion.enforcers.nftables import NftablesEnforcer
     from garrison.minion.identity import is_held
-    from garrison.minion.kernel_state import read_kernel_state
+    from garrison.minion.kernel_state import read_firewall_state, read_kernel_state
 
     _need_root("enforcement is root's to take away")
-    if not read_kernel_state():
-        err_console().print("nothing to release: nothing is pinned in the kernel")
+    if not read_kernel_state() and read_firewall_state() is None:
+        err_console().print("nothing to release: nothing is pinned in the kernel, and there is no firewall table")
         return
-    if is_held(settings.directory) and not force:
+    agent_runs = is_held(settings.directory)
+    if agent_runs and not force:
         err_console().print(
             "[bold red]refused:[/] the agent runs and would go on as if it enforced\n"
             "[cyan]hint:[/] stop it first: systemctl stop garrison-minion; or touch /etc/garrison/break-glass; or --force",
@@ -149,7 +156,9 @@ def release_command(ctx: click.Context, settings: Any, *, yes: bool, force: bool
         BpfLsmEnforcer(lambda _: None).release()
     except OSError as err:
         raise KernelError(err.errno or 0, f"release {PINS}") from err
-    left = read_kernel_state()
+    NftablesEnforcer(lambda _: None).release()
+    # An agent that runs puts its table back, then finds the note, and takes the table away itself.
+    left = [*read_kernel_state(), *filter(None, [None if agent_runs else read_firewall_state()])]
     err_console().print("released: the kernel enforces nothing of garrison's" if not left else f"[red]still there:[/] {left}")
     ctx.exit(1 if left else 0)
 

@@ -75,6 +75,10 @@ GLOB_STARS_MAX: Final = 32  # stars in one pattern: bounds the time of one match
 GLOB_STATES_MAX: Final = 65_536  # of the automaton of all globs on a node: about 4 MB of kernel memory
 LSM_NODES_MAX: Final = 1 << 20  # path components of all rules together
 LSM_RECORDS_MAX: Final = 1 << 18  # ways in which targets and sources of rules meet: 8 bytes of kernel memory each
+NFT_ELEMENTS_MAX: Final = (
+    1 << 18
+)  # ways in which addresses and ports of firewall rules meet: about 200 bytes of kernel memory each
+NFT_MAX_S: Final = 60.0  # one call of nft; 10,000 rules take 2 s
 ALLOWED_ARGS_MAX: Final = 20  # KubeArmor's own limit
 
 # ---- Bundles --------------------------------------------------------------------------------------------------------

@@ -158,7 +158,8 @@ class Agent:
         for observer in self._observers:
             observer.stop()
         self._emit_agent(
-            "stopped", detail="enforcement by fanotify and cgroup programs ends with the agent, by bpf_lsm it goes on"
+            "stopped",
+            detail="enforcement by fanotify and cgroup programs ends with the agent, by bpf_lsm and nftables it goes on",
         )
         self._recorder.close()
         self._stack.close()

@@ -80,7 +80,7 @@ async def _run(settings: MinionSettings, identity: Identity) -> None:
     )
     join, stack = identity.join, EnforcerStack(backends)
     store = None if join is None else BundleStore(identity.directory / "bundles", join, identity.name, identity.fingerprint)
-    needs = local_needs(identity.directory, settings.runtime_dir)
+    needs = local_needs(identity.directory, settings.runtime_dir, join.masters if join else ())
     agent = Agent(
         settings,
         identity,

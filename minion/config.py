@@ -50,10 +50,11 @@ class MinionSettings(DaemonSettings):
     join: Path | None = None
     node: str = ""
     cgroup: Path | None = None
-    backends: tuple[Literal["bpf_lsm", "fanotify", "cgroup_net", "syscalls", "audit"], ...] = (
+    backends: tuple[Literal["bpf_lsm", "fanotify", "cgroup_net", "nftables", "syscalls", "audit"], ...] = (
         "bpf_lsm",
         "fanotify",
         "cgroup_net",
+        "nftables",
         "syscalls",
         "audit",
     )

@@ -1,9 +1,10 @@
-"""What the kernel holds of us, read from its pins: without the agent, without taking anything over.
+"""What the kernel holds of us, read from its pins and its firewall: without the agent, without taking anything over.
 
 Rules of this file:
 - Reads only. An agent that runs is not disturbed: no event is taken from the ring, no number is changed.
 - What cannot be read is said, not guessed: tamper protection may refuse maps to everybody but the agent.
-Owns: finding the pins, however many versions there are. Does not own: what is in the maps (``enforcers/bpf_lsm``).
+Owns: finding the pins, however many versions there are. Does not own: what is in the maps (``enforcers/bpf_lsm``) and in
+the table (``enforcers/nftables``).
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Final
 import msgspec
 
 from garrison.bpf.loader import BpfMap, open_pinned_map
-from garrison.common.errors import GarrisonError
+from garrison.common.errors import BackendUnsupportedError, GarrisonError
 from garrison.minion.enforcers.bpf_lsm.enforcer import PINS
 from garrison.minion.enforcers.bpf_lsm.events import COUNTERS
+from garrison.minion.enforcers.nftables.nft import Nft
+from garrison.minion.enforcers.nftables.script import FAMILY, MATCHED, TABLE, TOLD
 
-__all__ = ["KernelState", "read_kernel_state"]
+__all__ = ["FirewallState", "KernelState", "read_firewall_state", "read_kernel_state"]
 
 _ZERO: Final = bytes(4)
 _U32: Final = struct.Struct("=I")
@@ -42,6 +45,39 @@ class KernelState(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 0
     counters: dict[str, int] = {}
     unreadable: str = ""
+
+
+class FirewallState(msgspec.Struct, frozen=True, kw_only=True):
+    """Our table in nftables.
+
+    Attributes:
+        table: Its family and name.
+        chains: What is on hooks, by name; without any, nothing is enforced.
+        counters: Packets that rules matched, and those of them that were told, since the table was made.
+    """
+
+    table: str
+    chains: tuple[str, ...]
+    counters: dict[str, int] = {}
+
+
+def read_firewall_state() -> FirewallState | None:
+    """Return what our table holds; ``None`` when there is none, or no nft that could have made one.
+
+    Raises:
+        KernelError: The table cannot be read.
+    """
+    try:
+        present = Nft().table()
+    except BackendUnsupportedError:
+        return None
+    if present is None:
+        return None
+    sums = {
+        name: sum(packets for counter, packets in present.counters.items() if counter.startswith(prefix))
+        for name, prefix in (("matched", MATCHED), ("told", TOLD))
+    }
+    return FirewallState(table=f"{FAMILY} {TABLE}", chains=present.roots, counters=sums)
 
 
 def read_kernel_state(root: Path = PINS) -> list[KernelState]:

@@ -10,6 +10,7 @@ Owns: the question. Does not own: the list (``common/policy/never_deny.py``), wh
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import shutil
@@ -21,8 +22,10 @@ import msgspec
 
 from garrison.common.errors import CompileError
 from garrison.common.policy.expand import expand
+from garrison.common.policy.firewall import Packet, decide_packet
+from garrison.common.policy.flows import IP_PROTOCOLS, Direction
 from garrison.common.policy.load import Document, Policy
-from garrison.common.policy.match import Operation, decide, makes_list
+from garrison.common.policy.match import Decision, Operation, decide, makes_list
 from garrison.common.policy.models import I_MEAN_IT
 from garrison.common.policy.never_deny import NEVER_DENY, Need, blocked_needs
 from garrison.common.policy.normalise import NodeFacts, why_matchless, why_not_selected
@@ -55,7 +58,7 @@ def refuse_lockouts(
     more = f"; and {len(texts) - _SHOWN} more rules" if len(texts) > _SHOWN else ""
     raise CompileError(
         f"the policy would take from this node what it needs to be recovered: {'; '.join(texts[:_SHOWN])}{more}",
-        hint=f'exempt those programs with fromSource, or annotate the policy {I_MEAN_IT}: "true"',
+        hint=f'exempt those programs with fromSource, leave those flows out, or annotate the policy {I_MEAN_IT}: "true"',
     )
 
 
@@ -72,7 +75,7 @@ def lockouts(
             meant.add(policy.name)
         rules += [found.rule for found in expand(policy) if not why_matchless(found.rule)]
     every = (*NEVER_DENY, *needs)
-    names = {path for need in every for path in _spellings(need.operation.path)}
+    names = {path for need in every if isinstance(need.operation, Operation) for path in _spellings(need.operation.path)}
     asked = [rule for rule in rules if rule.policy not in meant and _may_concern(rule, names)]
     return blocked_needs(asked, every) | _left_out(rules, postures, meant, every)
 
@@ -98,19 +101,24 @@ def _spellings(path: str) -> tuple[str, ...]:
 
 def _left_out(rules: Sequence[Rule], postures: Postures, meant: set[str], needs: Sequence[Need]) -> dict[str, list[str]]:
     """Return what allow-lists leave out of that which is on this node, by the rule that makes the list."""
-    if Posture.BLOCK not in {postures.file, postures.network, postures.capability} or not any(map(makes_list, rules)):
+    lists = any(makes_list(rule) or rule.entity is Entity.FIREWALL for rule in rules)
+    if Posture.BLOCK not in {postures.file, postures.network, postures.capability} or not lists:
         return {}
     held = resolve(RuleSet(rules=tuple(rules), postures=postures), os.path.realpath).rules
     found: dict[str, list[str]] = {}
     for need in needs:
-        operation = need.operation
-        if not _is_here(operation.path) or not _is_here(operation.source):
-            continue
-        real = msgspec.structs.replace(operation, path=_real(operation.path), source=_real(operation.source))
-        decision = decide(held, real)
+        decision = _decided(held, need.operation)
         if decision.verdict is Verdict.BLOCK and decision.by_posture and decision.rule and decision.rule.policy not in meant:
             found.setdefault(decision.rule.id, []).append(need.what)
     return found
+
+
+def _decided(rules: RuleSet, operation: Operation | Packet) -> Decision:
+    if isinstance(operation, Packet):
+        return decide_packet(rules, operation)
+    if not _is_here(operation.path) or not _is_here(operation.source):
+        return Decision(verdict=Verdict.ALLOW)
+    return decide(rules, msgspec.structs.replace(operation, path=_real(operation.path), source=_real(operation.source)))
 
 
 def _is_here(path: str) -> bool:
@@ -121,14 +129,26 @@ def _real(path: str) -> str:
     return path and os.path.realpath(path)
 
 
-def local_needs(directory: Path, runtime_dir: Path) -> tuple[Need, ...]:
+def local_needs(directory: Path, runtime_dir: Path, masters: Iterable[str] = ()) -> tuple[Need, ...]:
     """Return what this very agent needs, where it is installed.
 
     Args:
         directory: Its data directory.
         runtime_dir: Its runtime directory.
+        masters: Where it finds its masters: ``tcp://ADDRESS:PORT``.
     """
-    return tuple(_local_needs(directory, runtime_dir))
+    return (*_local_needs(directory, runtime_dir), *map(_link_need, masters))
+
+
+def _link_need(master: str) -> Need:
+    """A master known by name may be anywhere: only what would cut its port off from everybody is seen here."""
+    host, _, port = master.removeprefix("tcp://").rpartition(":")
+    try:
+        peer = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        peer = None
+    packet = Packet(direction=Direction.EGRESS, protocol=IP_PROTOCOLS["tcp"], peer=peer, port=int(port))
+    return Need(f"the link to the master: {master}", packet)
 
 
 def _local_needs(directory: Path, runtime_dir: Path) -> Iterator[Need]:

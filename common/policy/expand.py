@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from garrison.common.policy import models
+from garrison.common.policy.flows import Direction, FlowSpec, IpNetworks, PortRange
 from garrison.common.policy.load import KeyPath, Policy
 from garrison.common.policy.match import path_matches
 from garrison.common.policy.rules import (
@@ -40,6 +41,7 @@ __all__ = ["NO_NAMESPACE", "Located", "expand", "rule_id"]
 
 NO_NAMESPACE: Final = ("-",)  # what namespace lists without a common name leave: no names would mean all, and "-" names none
 _EVERY_PATH: Final = PathTarget(PathKind.DIRECTORY, "/", recursive=True)
+_PEERS_SHOWN: Final = 4  # networks of a firewall rule in its text for people
 _ID_DIGITS: Final = 12  # 48 bits: two of a policy's 1,000 rules collide in one of 500 million policies
 
 
@@ -254,26 +256,46 @@ def _devices(section: models.Device) -> Iterator[_Draft]:
 
 
 def _firewall(spec: models.NetworkSpec) -> Iterator[_Draft]:
-    directions: tuple[tuple[str, Sequence[models.Ingress | models.Egress]], ...] = (
-        ("ingress", spec.ingress),
-        ("egress", spec.egress),
+    directions: tuple[tuple[Direction, Sequence[models.Ingress | models.Egress]], ...] = (
+        (Direction.INGRESS, spec.ingress),
+        (Direction.EGRESS, spec.egress),
     )
     for direction, flows in directions:
         for i, flow in enumerate(flows):
-            graded = set(models.Graded.model_fields)
-            said = flow.model_dump(by_alias=True, exclude_defaults=True, exclude=graded) | {"direction": direction}
-            if spec.level:
-                said["level"] = spec.level.capitalize()
-            yield _Draft((direction, i), (flow,), Entity.FIREWALL, Other(_flow_text(direction, flow), _canonical(said)))
+            said = _flow(direction, flow, spec.level or "")
+            target = Other(_flow_text(said), msgspec.json.encode(said).decode())
+            yield _Draft((direction.value, i), (flow,), Entity.FIREWALL, target)
 
 
-def _flow_text(direction: str, flow: models.Ingress | models.Egress) -> str:
-    peers = flow.from_ if isinstance(flow, models.Ingress) else flow.to
-    ports = " ".join(
-        f"{port.protocol or 'any'}/{port.port or '*'}" + (f"-{port.endPort}" if port.endPort else "") for port in flow.ports
+def _flow(direction: Direction, flow: models.Ingress | models.Egress, level: str) -> FlowSpec:
+    blocks = [peer.ipBlock for peer in (flow.from_ if isinstance(flow, models.Ingress) else flow.to)]
+    quota = [] if flow.limit is None and flow.duration is None else [flow.limit, "per", flow.duration, level.lower()]
+    return FlowSpec(
+        direction=direction,
+        peers=tuple(sorted({IpNetworks(block.cidr, _unique(block.except_)) for block in blocks}, key=msgspec.structs.astuple)),
+        ports=tuple(sorted({_port_range(port) for port in flow.ports}, key=msgspec.structs.astuple)),
+        interfaces=_unique(flow.iface),
+        quota=" ".join(str(part) for part in quota if part),
     )
-    where = " ".join(peer.ipBlock.cidr for peer in peers)
-    return " ".join(part for part in (direction, where or "anywhere", ports, " ".join(flow.iface)) if part)
+
+
+def _port_range(port: models.Port) -> PortRange:
+    if port.port is None:
+        return PortRange(port.protocol or "")
+    return PortRange(port.protocol or "", int(port.port), port.endPort or int(port.port))
+
+
+def _flow_text(flow: FlowSpec) -> str:
+    ports = " ".join(
+        f"{port.protocol or 'any'}/"
+        + ("*" if port.every_port else f"{port.first}" if port.first == port.last else f"{port.first}-{port.last}")
+        for port in flow.ports
+    )
+    shown = [peer.cidr for peer in flow.peers[:_PEERS_SHOWN]]
+    where = " ".join([*shown, f"and {len(flow.peers) - _PEERS_SHOWN} more"] if len(flow.peers) > _PEERS_SHOWN else shown)
+    return " ".join(
+        part for part in (flow.direction.value, where or "anywhere", ports, " ".join(flow.interfaces), flow.quota) if part
+    )
 
 
 def _canonical(value: dict[str, Any]) -> str:

@@ -17,11 +17,13 @@ import msgspec
 from garrison.common.errors import PolicyError
 from garrison.common.policy import models
 from garrison.common.policy.expand import Located, expand
+from garrison.common.policy.firewall import flow_of
+from garrison.common.policy.flows import Direction
 from garrison.common.policy.load import Document, Foreign, KeyPath, Policy, dotted
 from garrison.common.policy.match import LISTED, posture_of
 from garrison.common.policy.never_deny import NEVER_DENY, RISKY, blocked_needs
 from garrison.common.policy.normalise import NodeFacts, why_matchless, why_not_selected
-from garrison.common.policy.rules import HostScope, PathKind, PathTarget, Postures, Rule, Verdict
+from garrison.common.policy.rules import Entity, HostScope, PathKind, PathTarget, Postures, Rule, Verdict
 
 __all__ = ["Finding", "finding_of", "lint"]
 
@@ -104,9 +106,17 @@ def _misread(policy: Policy, located: Sequence[Located]) -> Iterator[Finding]:
 
 
 def _whole_node_lists(policy: Policy, located: Sequence[Located]) -> Iterator[Finding]:
-    told = set()
+    told = set[Entity | Direction]()
     for item in located:
         rule = item.rule
+        if (
+            rule.entity is Entity.FIREWALL
+            and rule.verdict is Verdict.ALLOW
+            and (direction := flow_of(rule).direction) not in told
+        ):
+            told.add(direction)
+            text = f"makes an allow-list: all else in {direction.value} gets the posture, {Postures().network} by default"
+            yield _at(policy, "warning", item.key, text)
         if rule.entity in told or not _lists_whole_node(rule) or any(_grants_everything(rule, other.rule) for other in located):
             continue
         told.add(rule.entity)
@@ -132,10 +142,9 @@ def _namesakes(policies: Sequence[Policy]) -> Iterator[Finding]:
         yield _at(policy, "warning", ("metadata", "name"), text)
 
 
-_GATE_HINT: Final = (
-    f"exempt those programs with an Allow rule and fromSource in the same policy, or annotate the policy {models.I_MEAN_IT}: "
-    '"true"'
-)
+_MEAN_IT: Final = f'or annotate the policy {models.I_MEAN_IT}: "true"'
+_FLOW_HINT: Final = f"leave it out by ports, or name the networks that it is to be kept from, {_MEAN_IT}"
+_GATE_HINT: Final = f"exempt those programs with an Allow rule and fromSource in the same policy, {_MEAN_IT}"
 
 
 def _lockouts(expanded: Sequence[tuple[Policy, Sequence[Located]]]) -> Iterator[Finding]:
@@ -146,7 +155,8 @@ def _lockouts(expanded: Sequence[tuple[Policy, Sequence[Located]]]) -> Iterator[
         for item in _once(located):
             if hit := refused.get(item.rule.id):
                 text = f"takes from the node what it needs to be recovered: {_some(hit)}"
-                yield _at(policy, "warning" if meant else "error", item.key, text, "" if meant else _GATE_HINT)
+                hint = _FLOW_HINT if item.rule.entity is Entity.FIREWALL else _GATE_HINT
+                yield _at(policy, "warning" if meant else "error", item.key, text, "" if meant else hint)
             elif hit := risky.get(item.rule.id):
                 text = f"may end logins on the node: {_some(hit)}"
                 yield _at(policy, "warning", item.key, text, "exempt those programs with fromSource")

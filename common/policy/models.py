@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from garrison.common import limits
+from garrison.common.policy.flows import PORTED, interface_of, network_of, port_of, protocol_of
 from garrison.common.policy.glob import GlobError, check_glob
 
 __all__ = [
@@ -417,11 +418,26 @@ class HostSpec(_Spec):
     device: Device | None = None
 
 
-class IpBlock(_Model):
-    """A network in CIDR notation."""
+def _cidr(value: str) -> str:
+    return str(network_of(value))
 
-    cidr: str
-    except_: Annotated[list[str], Field(alias="except")] = []
+
+_Cidr: TypeAlias = Annotated[str, AfterValidator(_cidr)]
+
+
+class IpBlock(_Model):
+    """A network in CIDR notation, without some that lie in it."""
+
+    cidr: _Cidr
+    except_: Annotated[list[_Cidr], Field(alias="except")] = []
+
+    @model_validator(mode="after")
+    def _within(self) -> IpBlock:
+        whole = network_of(self.cidr)
+        for part in map(network_of, self.except_):
+            if part.version != whole.version or not part.subnet_of(whole):  # type: ignore[arg-type]
+                raise ValueError(f"except {part} does not lie in {whole}")
+        return self
 
 
 class Peer(_Model):
@@ -431,17 +447,27 @@ class Peer(_Model):
 
 
 class Port(_Model):
-    """A port or range."""
+    """A port or range, a protocol, or both."""
 
-    port: Annotated[str | int, Field()] | None = None
+    port: Annotated[str | int, AfterValidator(port_of)] | None = None
     endPort: Annotated[int, Field(ge=1, le=65_535)] | None = None
-    protocol: str | None = None
+    protocol: Annotated[str, AfterValidator(protocol_of)] | None = None
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Port:
+        if self.port is None and self.protocol is None:
+            raise ValueError("needs a port, a protocol, or both")
+        if self.port is not None and self.protocol is not None and self.protocol not in PORTED:
+            raise ValueError(f"{self.protocol} has no ports")
+        if self.endPort is not None and (self.port is None or self.endPort < int(self.port)):
+            raise ValueError("endPort needs a port that is not above it")
+        return self
 
 
 class Flow(Graded):
     """What ingress and egress share."""
 
-    iface: list[str] = []
+    iface: list[Annotated[str, AfterValidator(interface_of)]] = []
     ports: list[Port] = []
     limit: str | int | None = None
     duration: str | int | None = None

@@ -18,6 +18,8 @@ from typing import Final
 
 import msgspec
 
+from garrison.common.policy.firewall import Packet, decide_packet
+from garrison.common.policy.flows import IP_PROTOCOLS, Direction
 from garrison.common.policy.match import Operation, decide
 from garrison.common.policy.rules import Entity, Other, PathKind, PathTarget, Rule, RuleSet, Source, Verdict
 
@@ -25,10 +27,20 @@ __all__ = ["NEVER_DENY", "RISKY", "Need", "blocked_needs"]
 
 
 class Need(msgspec.Struct, frozen=True):
-    """An operation that must go on, and what it is in words."""
+    """What must go on, and what it is in words.
+
+    Attributes:
+        what: In words.
+        operation: What a process does, or the packet that begins a flow.
+    """
 
     what: str
-    operation: Operation
+    operation: Operation | Packet
+
+    @property
+    def entity(self) -> Entity:
+        """What kind of rule could take it away."""
+        return Entity.FIREWALL if isinstance(self.operation, Packet) else self.operation.entity
 
 
 _PID1: Final = ("/usr/lib/systemd/systemd", "/usr/lib/systemd/systemd-executor")  # from systemd 254 on it starts services
@@ -46,6 +58,8 @@ _LOADERS: Final = (
     "/usr/lib64/libc.so.6",
 )
 _ACCOUNTS: Final = ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/shadow", "/etc/ssh/sshd_config", "/etc/pam.d/sshd")
+_SSH_PORT: Final = 22
+_MASTER_PORT: Final = 4515
 _TCP: Final = frozenset({"tcp", "stream", "all"})
 
 
@@ -96,7 +110,15 @@ def _others() -> Iterator[Need]:
             yield Need(f"{source} uses {name}", operation)
 
 
-NEVER_DENY: Final = (*_execs(), *_opens(), *_others())
+def _flows() -> Iterator[Need]:
+    tcp = IP_PROTOCOLS["tcp"]
+    yield Need("remote login: tcp/22 from anywhere", Packet(direction=Direction.INGRESS, protocol=tcp, port=_SSH_PORT))
+    # By the port that masters listen on unless told otherwise; the node knows its own masters, and asks again.
+    link = Packet(direction=Direction.EGRESS, protocol=tcp, port=_MASTER_PORT)
+    yield Need(f"the link to the master: tcp/{_MASTER_PORT} to anywhere", link)
+
+
+NEVER_DENY: Final = (*_execs(), *_opens(), *_others(), *_flows())
 # Not what a node dies of at once, but logins may end: named, not refused.
 RISKY: Final = tuple(_open("logins", source, path) for source, path in itertools.product((*_SSHD, "/usr/bin/login"), _ACCOUNTS))
 
@@ -117,13 +139,15 @@ def blocked_needs(rules: Iterable[Rule], needs: Sequence[Need]) -> dict[str, lis
     found: dict[str, list[str]] = {}
     for rule in blocking:
         exempted = RuleSet(rules=(rule, *(allow for allow in allows if allow.entity is rule.entity)))
-        hits = (n for n in needs if n.operation.entity is rule.entity and _blocks(RuleSet(rules=(rule,)), n.operation))
+        hits = (n for n in needs if n.entity is rule.entity and _blocks(RuleSet(rules=(rule,)), n.operation))
         if named := [need.what for need in hits if _blocks(exempted, need.operation)]:
             found[rule.id] = named
     return found
 
 
-def _blocks(rules: RuleSet, operation: Operation) -> bool:
+def _blocks(rules: RuleSet, operation: Operation | Packet) -> bool:
+    if isinstance(operation, Packet):
+        return decide_packet(rules, operation).verdict is Verdict.BLOCK
     # A glob such as /lib*/** names the old places only; there are machines where they are the real ones.
     old_place = msgspec.structs.replace(operation, path=re.sub(r"^/usr/(?=s?bin/|lib)", "/", operation.path))
     return any(decide(rules, one).verdict is Verdict.BLOCK for one in (operation, old_place))
@@ -133,7 +157,7 @@ def _merged_usr(rule: Rule) -> Rule:
     target = rule.target
     if isinstance(target, PathTarget) and target.how is not PathKind.NAME:
         target = PathTarget(target.how, _usr(target.value), target.recursive)
-    elif isinstance(target, Other):
+    elif isinstance(target, Other) and rule.entity is not Entity.FIREWALL:
         target = Other(target.value)
     sources = tuple(Source(_usr(source.value), source.recursive) for source in rule.sources)
     return msgspec.structs.replace(rule, target=target, sources=sources)

@@ -65,7 +65,7 @@ _BUILD: Final[Mapping[str, Build]] = {
 }
 
 
-LASTING: Final = frozenset({"bpf_lsm"})  # backends, by their name in the settings, whose rules hold without the agent
+LASTING: Final = frozenset({"bpf_lsm", "nftables"})  # backends, by their name in the settings, whose rules hold without the agent
 
 
 def _load(module: str, name: str) -> Callable[..., Enforcer]:
@@ -83,14 +83,17 @@ def default_backends(
         emit: Takes their events.
         runtime_dir: For sockets and scratch files.
         cgroup: Directory whose processes obey network rules; the mount's root when ``None``.
-        names: Out of ``bpf_lsm``, ``fanotify``, ``cgroup_net``, ``syscalls``, ``audit``.
-        lsm: Settings of the first of them.
+        names: Out of ``bpf_lsm``, ``fanotify``, ``cgroup_net``, ``nftables``, ``syscalls``, ``audit``.
+        lsm: Settings of the first of them; its event rate goes for ``nftables``, too.
     """
 
     def bpf_lsm(emit: Emit, _: Path, __: Path | None) -> Enforcer:
         return _load("garrison.minion.enforcers.bpf_lsm.enforcer", "BpfLsmEnforcer")(emit, options=lsm)
 
-    build = {**_BUILD, "bpf_lsm": bpf_lsm}
+    def nftables(emit: Emit, _: Path, __: Path | None) -> Enforcer:
+        return _load("garrison.minion.enforcers.nftables", "NftablesEnforcer")(emit, rate=lsm.rate if lsm else None)
+
+    build = {**_BUILD, "bpf_lsm": bpf_lsm, "nftables": nftables}
     return [build[name](emit, runtime_dir, cgroup) for name in names]
 
 
