@@ -75,6 +75,8 @@ GLOB_STARS_MAX: Final = 32  # stars in one pattern: bounds the time of one match
 GLOB_STATES_MAX: Final = 65_536  # of the automaton of all globs on a node: about 4 MB of kernel memory
 LSM_NODES_MAX: Final = 1 << 20  # path components of all rules together
 LSM_RECORDS_MAX: Final = 1 << 18  # ways in which targets and sources of rules meet: 8 bytes of kernel memory each
+LSM_PROFILES_MAX: Final = 1_022  # ways in which workloads of a node are selected; 10 bits, two of whose numbers have a meaning
+LSM_WORKLOADS_MAX: Final = 65_536  # cgroups of workloads on one node
 ALLOWED_ARGS_MAX: Final = 20  # KubeArmor's own limit
 
 # ---- Bundles --------------------------------------------------------------------------------------------------------

@@ -149,10 +149,22 @@ struct signal_struct {
 
 struct kernfs_node {
 	__u64 id;
+	const char *name;
+};
+
+struct cgroup_subsys_state {
+	struct cgroup_subsys_state *parent;
+};
+
+struct cgroup_root {
+	int hierarchy_id; /* 0: version 2 */
 };
 
 struct cgroup {
+	struct cgroup_subsys_state self;
+	int level; /* the root's is 0 */
 	struct kernfs_node *kn;
+	struct cgroup_root *root;
 };
 
 struct css_set {

@@ -32,14 +32,14 @@ struct task_struct___subject {
 
 struct subject_head {
 	__u64 capabilities; /* bit per capability: some program is refused or watched when it uses it */
-	__u64 anyone;	    /* likewise: programs that have no row in class_capabilities */
+	__u64 anyone;	    /* likewise: subjects that have no row in class_capabilities, nor what they fall back to */
 	__u32 generation;
 	__u32 network; /* there are network rules */
 };
 _Static_assert(sizeof(struct subject_head) == 24, "struct subject_head");
 
 TWO_COPIES(subject_heads, BPF_MAP_TYPE_ARRAY, BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct subject_head));
-/* Class -> bits of capabilities, for classes whose bits differ from anyone's. */
+/* Subject -> bits of capabilities, where they differ from anyone's. */
 TWO_COPIES(class_capabilities, BPF_MAP_TYPE_HASH, 0, sizeof(__u32), sizeof(__u64));
 
 struct exempt {

@@ -10,15 +10,16 @@ Rules of this file:
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from garrison.common.events import Event
 from garrison.common.frames import RuleReport
 from garrison.common.policy.rules import RuleSet
+from garrison.minion.workloads.model import Workload
 
-__all__ = ["Emit", "Enforcer", "EnforcerStatus", "Probe"]
+__all__ = ["CgroupMade", "Emit", "Enforcer", "EnforcerStatus", "Probe"]
 
 Emit = Callable[[Event], None]
 """Takes an event without ``node``, ``epoch`` and ``seq``; never blocks, may be called from any thread."""
@@ -34,6 +35,18 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
 
     ok: bool
     reason: str = ""
+
+
+class CgroupMade(msgspec.Struct, frozen=True):
+    """A cgroup that has just been made.
+
+    Attributes:
+        cgroup_id: Its number; 0 when some were missed: look at all of them then.
+        path: Below the mount of cgroup v2; empty when some were missed.
+    """
+
+    cgroup_id: int
+    path: str
 
 
 class EnforcerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +102,16 @@ class Enforcer(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Stop enforcing and release everything. Idempotent."""
+
+    def set_workloads(self, workloads: Sequence[Workload]) -> None:  # noqa: B027 - most backends tell no workloads apart
+        """Take these for all workloads of the node, from the next operation on. Any thread, any time; nothing new costs nothing.
+
+        Raises:
+            KernelError: The kernel refused; the previous ones still hold.
+        """
+
+    def watch_cgroups(self, take: Callable[[CgroupMade], None]) -> None:  # noqa: B027 - most backends see none
+        """Call ``take`` with each cgroup that is made from now on, from a thread of the backend's own, while rules are held."""
 
     def release(self) -> None:  # noqa: B027 - most backends leave nothing behind
         """Take away what ``close`` leaves in force. A later ``apply`` starts anew. Idempotent.

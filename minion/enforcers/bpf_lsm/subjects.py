@@ -19,6 +19,7 @@ from garrison.common.policy.match import Decision, Operation
 from garrison.common.policy.models import CAPABILITIES, PROTOCOLS
 from garrison.common.policy.protocols import socket_names
 from garrison.common.policy.rules import Entity, Other, Protocol, Rule, Verdict
+from garrison.minion.enforcers.bpf_lsm.profiles import ANY_CLASS, HOST_PROFILE, class_part, fallbacks, profile_part, subject_of
 
 __all__ = ["SUBJECTS", "CapabilityBits", "capability_bits", "capability_set", "socket_set", "subject_set", "subject_sets"]
 
@@ -37,18 +38,18 @@ class CapabilityBits(NamedTuple):
     """Which capabilities must be looked at: bit n for capability n, set where some condition leads to an audit or a block.
 
     Attributes:
-        anyone: For programs whose class is not in ``classes``.
-        classes: Class → bits, where they differ from ``anyone``.
+        anyone: For subjects that have no entry in ``subjects``, nor have those that they fall back to.
+        subjects: Subject → bits, where they differ.
     """
 
     anyone: int
-    classes: dict[int, int]
+    subjects: dict[int, int]
 
     @property
     def all(self) -> int:
-        """Bits of every class together."""
+        """Bits of every subject together."""
         bits = self.anyone
-        for more in self.classes.values():
+        for more in self.subjects.values():
             bits |= more
         return bits
 
@@ -89,34 +90,39 @@ def subject_sets(rules: Sequence[Rule]) -> Iterator[tuple[int, frozenset[int]]]:
 
 
 def capability_bits(
-    records: Mapping[tuple[int, int], Sequence[Decision | None]], postures: Mapping[tuple[Entity, int], Decision], *, anyone: int
+    records: Mapping[tuple[int, int], Sequence[Decision | None]], postures: Mapping[tuple[Entity, int], Decision]
 ) -> CapabilityBits:
     """Return the capabilities that the kernel must look at.
 
     Args:
-        records: (set, class) → outcome by condition.
-        postures: (entity, class) → outcome where no rule spoke.
-        anyone: The class whose entries stand for classes without one.
+        records: (set, subject) → outcome by condition.
+        postures: (entity, subject) → outcome where no rule spoke.
     """
-    by_class: dict[int, set[int]] = {anyone: set()}
-    for found, class_ in records:
-        if found & _CAPABILITY:
-            by_class.setdefault(class_, set()).add(found)
-    for entity, class_ in postures:
-        if entity is Entity.CAPABILITY:
-            by_class.setdefault(class_, set())
+    speaking = {subject for found, subject in records if found & _CAPABILITY}
+    speaking |= {subject for entity, subject in postures if entity is Entity.CAPABILITY}
+    classes = {ANY_CLASS} | {class_part(subject) for subject in speaking}
+    found = {ANY_CLASS: _bits(ANY_CLASS, records, postures)}
+    for profile in sorted({HOST_PROFILE} | {profile_part(subject) for subject in speaking}):
+        for class_ in sorted(classes):
+            subject = subject_of(class_, profile)
+            own = _bits(subject, records, postures)
+            # The first of a profile stands for its other classes, so it must be there.
+            if class_ == ANY_CLASS or own != found[subject_of(ANY_CLASS, profile)]:
+                found[subject] = own
+    return CapabilityBits(found.pop(ANY_CLASS), found)
 
-    def bits(class_: int) -> int:
-        posture = postures.get((Entity.CAPABILITY, class_)) or postures.get((Entity.CAPABILITY, anyone))
-        seen = 0
-        for number in range(len(CAPABILITIES)):
-            found = _CAPABILITY | number
-            record = records.get((found, class_)) or records.get((found, anyone)) or (None,)
-            seen |= any(_is_seen(decision or posture) for decision in record) << number
-        return seen
 
-    everyone = bits(anyone)
-    return CapabilityBits(everyone, {c: own for c in sorted(by_class) if c != anyone and (own := bits(c)) != everyone})
+def _bits(
+    subject: int, records: Mapping[tuple[int, int], Sequence[Decision | None]], postures: Mapping[tuple[Entity, int], Decision]
+) -> int:
+    order = fallbacks(subject)
+    posture = next((postures[Entity.CAPABILITY, s] for s in order if (Entity.CAPABILITY, s) in postures), None)
+    seen = 0
+    for number in range(len(CAPABILITIES)):
+        found = _CAPABILITY | number
+        record = next((records[found, s] for s in order if (found, s) in records), (None,))
+        seen |= any(_is_seen(decision or posture) for decision in record) << number
+    return seen
 
 
 def _is_seen(decision: Decision | None) -> bool:
