@@ -15,8 +15,6 @@
 
 #include "include/enforce.h"
 
-#define CGROUP_PATH_BYTES 1024
-
 static __always_inline void moved(struct dentry *dentry)
 {
 	__u32 zero = 0, *value;
@@ -62,11 +60,6 @@ SEC("lsm/inode_free_security") int BPF_PROG(watch_free, struct inode *inode)
 	forget_inode(&anchors, 1, &key);
 	return 0;
 }
-
-struct cgroup_made {
-	__u64 id;
-	char path[CGROUP_PATH_BYTES]; /* from the root of the hierarchy; cut where it is longer */
-};
 
 /* Cgroups that were made. Full, as when no agent reads it: counted as CGROUPS_MISSED, and the next agent looks for itself. */
 struct {

@@ -76,7 +76,7 @@ GLOB_STATES_MAX: Final = 65_536  # of the automaton of all globs on a node: abou
 LSM_NODES_MAX: Final = 1 << 20  # path components of all rules together
 LSM_RECORDS_MAX: Final = 1 << 18  # ways in which targets and sources of rules meet: 8 bytes of kernel memory each
 LSM_PROFILES_MAX: Final = 1_022  # ways in which workloads of a node are selected; 10 bits, two of whose numbers have a meaning
-LSM_WORKLOADS_MAX: Final = 65_536  # cgroups of workloads on one node
+LSM_WORKLOADS_MAX: Final = 16_384  # cgroups of workloads on one node: 16 bytes of kernel memory each, used or not, twice
 ALLOWED_ARGS_MAX: Final = 20  # KubeArmor's own limit
 
 # ---- Bundles --------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ struct placement {
 	__u32 profile;
 	__u32 sticky; /* a container's */
 };
+_Static_assert(sizeof(struct placement) == 8, "struct placement");
 
 /*
  * Hash of a cgroup's path -> what holds in it. Written by user space, also while its copy is active: it raises the epoch after that.
@@ -45,6 +46,14 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } workload_figures SEC(".maps");
+
+#define CGROUP_PATH_BYTES 1024
+
+struct cgroup_made {
+	__u64 id;
+	char path[CGROUP_PATH_BYTES]; /* from the root of the hierarchy; cut where it is longer */
+};
+_Static_assert(sizeof(struct cgroup_made) == 1032, "struct cgroup_made");
 
 /* Kept in the task's own storage. All zero: nothing is known. */
 struct membership {

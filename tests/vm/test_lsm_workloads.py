@@ -362,6 +362,21 @@ def test_running_process_obeys_while_generations_change_and_the_agent_dies(site:
     site.hold(held)
 
 
+def test_other_version_of_the_programs_has_the_workloads_of_the_one_before(site: Site) -> None:
+    site.files("/srv/next/secret")
+    web = site.cgroup()
+    site.tell(workload(web, "app=web"))
+    held = file("/srv/next/secret", scope=WEB)
+    site.hold(held)
+    site.kill()
+
+    site.version = "" if site.version else "another"
+    site.hold(held)  # before anybody has looked for workloads again
+
+    assert not site.inside(web, "cat", "/srv/next/secret")
+    assert site.opens("/srv/next/secret")
+
+
 def test_depth_beyond_all_measure_is_no_way_out(site: Site) -> None:
     site.files("/srv/far/secret")
     web = site.cgroup()
@@ -385,3 +400,22 @@ def test_cgroups_are_told_as_they_are_made(site: Site) -> None:
 
     (told,) = site.vm.until(arrived, "the cgroup to be told")
     assert told["cgroup_id"] == int(site.vm.check("stat", "-c", "%i", _ROOT + made))
+
+
+def test_unit_and_session_of_systemd_are_held_from_their_first_instruction(lab: Lab) -> None:
+    site = Site(lab.boot("units", Machine("6.1")))
+    site.files("/srv/sd/secret")
+    shop = workload("/system.slice/shop.service", "app=web", kind=WorkloadKind.UNIT)
+    site.tell(shop, workload("/user.slice/user-1000.slice", "user=ann", kind=WorkloadKind.USER))
+    site.hold(file("/srv/sd/secret", scope=WEB), process("/usr/bin/base64", scope=WorkloadScope(labels=("user=ann",))))
+
+    def run(*options: str, argv: tuple[str, ...] = ("cat", "/srv/sd/secret")) -> bool:
+        return site.vm.run("systemd-run", "--wait", "--collect", "-q", *options, "--", *argv).returncode == 0
+
+    assert not run("--unit=shop")
+    assert run("--unit=other")
+    site.kill()
+    assert not run("--unit=shop"), "no agent runs, and the unit is new"
+    session = ("--scope", "--slice=user-1000.slice", "-q", "--")
+    assert site.vm.run("systemd-run", *session, "cat", "/etc/hostname").returncode == 0
+    assert site.vm.run("systemd-run", *session, "base64", "/etc/hostname").returncode != 0

@@ -34,16 +34,10 @@ from garrison.minion.enforcers.bpf_lsm.inodes import Inodes
 from garrison.minion.enforcers.bpf_lsm.layout import TABLES, Tables, TableType, lay_out, lay_out_cgroups
 from garrison.minion.enforcers.bpf_lsm.options import LsmOptions
 from garrison.minion.enforcers.bpf_lsm.pins import OUR_TABLE, PinnedRules, Pins, remove
-from garrison.minion.enforcers.bpf_lsm.profiles import (
-    UNKNOWN_PROFILE,
-    Placements,
-    needed_profiles,
-    place_workloads,
-    workload_scopes,
-)
+from garrison.minion.enforcers.bpf_lsm.profiles import UNKNOWN_PROFILE, Placements, needed_profiles
 from garrison.minion.enforcers.bpf_lsm.program import Program, compile_program
-from garrison.minion.enforcers.bpf_lsm.report import BACKEND, report_rules
-from garrison.minion.enforcers.bpf_lsm.residents import CgroupFeed, change_cgroups, workload_counters
+from garrison.minion.enforcers.bpf_lsm.report import BACKEND
+from garrison.minion.enforcers.bpf_lsm.residents import Residents, change_cgroups, missed_cgroups, shortage
 from garrison.minion.enforcers.bpf_lsm.subject_events import SUBJECT_COUNTERS
 from garrison.minion.enforcers.bpf_lsm.suppressed import Suppressed
 from garrison.minion.enforcers.bpf_lsm.telling import Teller
@@ -87,10 +81,8 @@ class BpfLsmEnforcer(Enforcer):
         self._names: CgroupNames | None = None
         self._generation = 0
         self._held: tuple[RuleSet, Program] | None = None
-        self._workloads: tuple[Workload, ...] | None = None  # not told yet
         self._placements: Placements = {}
-        self._on_cgroup: Callable[[CgroupMade], None] | None = None
-        self._cgroup_feed: CgroupFeed | None = None
+        self._residents = Residents(self._pins)
 
     # ---- Enforcer ------------------------------------------------------------------------------------------------------
     def probe(self) -> Probe:
@@ -108,7 +100,7 @@ class BpfLsmEnforcer(Enforcer):
 
     def compile(self, rules: RuleSet) -> tuple[RuleReport, ...]:
         """Return what becomes of each rule that it knows."""
-        return self._report(rules)
+        return self._residents.report(rules, self._shortage())
 
     def apply(self, rules: RuleSet) -> tuple[RuleReport, ...]:
         """Enforce ``rules`` from the next operation on."""
@@ -116,12 +108,12 @@ class BpfLsmEnforcer(Enforcer):
             raise BackendUnsupportedError(f"{BACKEND} cannot be used: {probe.reason}")
         with self._changing:
             self._switch(rules)
-            return self._report(rules)
+            return self._residents.report(rules, self._shortage())
 
     def _switch(self, rules: RuleSet) -> None:
         with self._lock:
             teller = self._take_over()
-        placements = self._placed(rules)
+        placements = self._residents.placed(rules)
         program = compile_program(rules, needed_profiles(placements))
         with self._lock:
             number = self._generation + 1
@@ -134,7 +126,7 @@ class BpfLsmEnforcer(Enforcer):
             self._maps["active"].update(_ZERO, _U32.pack(copy))
             self._generation = number
             self._held, self._placements = (rules, program), placements
-            self._pins.keep_workloads(self._known_workloads())
+            self._residents.keep()
             self._protect()
             self._retire_others()
             teller.forget(number - _KEPT_GENERATIONS)
@@ -151,10 +143,8 @@ class BpfLsmEnforcer(Enforcer):
 
     def close(self) -> None:
         """Stop reading events. What is enforced stays enforced."""
-        if self._cgroup_feed is not None:
-            self._cgroup_feed.close()  # without the lock: whom it tells may be about to set workloads
-            self._cgroup_feed = None
-        with self._lock:
+        self._residents.close()  # without a lock: whom it tells may be about to set workloads
+        with self._changing, self._lock:
             if self._reader is not None:
                 self._reader.close()
                 self._reader = None
@@ -181,28 +171,19 @@ class BpfLsmEnforcer(Enforcer):
         Raises:
             KernelError: The kernel refused; the previous ones still hold.
         """
-        with self._changing:
-            if self._workloads is not None and frozenset(workloads) == frozenset(self._workloads):
-                return
-            before, self._workloads = self._workloads, tuple(workloads)
-            try:
-                self._settle()
-            except BaseException:
-                self._workloads = before
-                raise
+        with self._changing, self._residents.told(workloads) as news:
+            if news and self._held is not None:  # else the next rules bring them
+                self._settle(*self._held)
 
     def watch_cgroups(self, take: Callable[[CgroupMade], None]) -> None:
         """Call ``take`` with each cgroup that is made, from a thread of its own, while programs are attached."""
         with self._lock:
-            self._on_cgroup = take
-            self._feed_cgroups()
+            self._residents.watch(take)
+            self._residents.feed(self._maps)
 
-    def _settle(self) -> None:
+    def _settle(self, rules: RuleSet, program: Program) -> None:
         """Bring the kernel's table of cgroups up to date, with a new generation if it must be."""
-        if self._held is None:
-            return  # the next rules bring it
-        rules, program = self._held
-        placements = self._placed(rules)
+        placements = self._residents.placed(rules)
         if any(program.profiles.number(profile) == UNKNOWN_PROFILE for profile in needed_profiles(placements)):
             try:
                 self._switch(rules)
@@ -211,47 +192,15 @@ class BpfLsmEnforcer(Enforcer):
                 _log.error("workloads=untold error=%s", err)
             else:
                 return
+        before, after = (lay_out_cgroups(p, program.profiles, self._held_hasher()) for p in (self._placements, placements))
         with self._lock:
-            self._replace_cgroups(program, placements)
-            self._pins.keep_workloads(self._known_workloads())
-
-    def _replace_cgroups(self, program: Program, placements: Placements) -> None:
-        hasher = self._held_hasher()
-        before, after = (lay_out_cgroups(p, program.profiles, hasher) for p in (self._placements, placements))
-        with self._inner("cgroups", self._active()) as table:
-            change_cgroups(table, self._maps["workload_figures"], before, after)
-        self._placements = placements
-
-    def _placed(self, rules: RuleSet) -> Placements:
-        scopes = workload_scopes(rules.rules)
-        if not scopes:
-            return {}
-        return place_workloads(scopes, self._known_workloads())
-
-    def _known_workloads(self) -> tuple[Workload, ...]:
-        """Until it is told, those that the last agent knew: they may run still."""
-        return self._pins.known_workloads() if self._workloads is None else self._workloads
-
-    def _report(self, rules: RuleSet) -> tuple[RuleReport, ...]:
-        matched = (placement.profile or () for placement in self._placed(rules).values())
-        return report_rules(rules, frozenset(scope for profile in matched for scope in profile), self._shortage())
+            with self._inner("cgroups", self._active()) as table:
+                change_cgroups(table, self._maps["workload_figures"], before, after)
+            self._placements = placements
+            self._residents.keep()
 
     def _shortage(self) -> str:
-        """Say why workloads of the node could not be told apart; empty when they are."""
-        if self._held is None:
-            return ""
-        known = self._held[1].profiles
-        unknown = sum(known.number(placement.profile) == UNKNOWN_PROFILE for placement in self._placements.values())
-        if not unknown:
-            return ""
-        return (
-            f"{unknown} of this node's workloads are selected in more ways than fit: every rule for workloads that blocks or"
-            " audits holds in them, and none that allows"
-        )
-
-    def _feed_cgroups(self) -> None:
-        if self._on_cgroup is not None and self._maps and self._cgroup_feed is None:
-            self._cgroup_feed = CgroupFeed(self._maps["cgroups_made"], self._maps["workload_figures"], self._on_cgroup)
+        return shortage(self._placements, self._held[1].profiles) if self._held else ""
 
     # ---- taking over -----------------------------------------------------------------------------------------------------
     def _take_over(self) -> Teller:
@@ -272,7 +221,7 @@ class BpfLsmEnforcer(Enforcer):
         self._teller = Teller(self._emit, self._pins.rules.load(), suppressed, self._cgroup)
         self._reader = RingReader(self._maps["events"], self._teller.take, name="lsm-events")
         self._note_agent()
-        self._feed_cgroups()
+        self._residents.feed(self._maps)
         return self._teller
 
     def _retire_others(self) -> None:
@@ -376,7 +325,7 @@ class BpfLsmEnforcer(Enforcer):
             total[name] = self._maps["counters"].lookup_sum(_U32.pack(index))
         for index, name in enumerate(SUBJECT_COUNTERS):
             total[name] = self._maps["subject_counters"].lookup_sum(_U32.pack(index))
-        total.update(workload_counters(self._maps["workload_figures"]))
+        total["cgroups_missed"] = missed_cgroups(self._maps["workload_figures"])
         lost = self._maps["lost"]
         for key in list(lost.keys()):
             name = self._lost_name(*_LOST_KEY.unpack(key))

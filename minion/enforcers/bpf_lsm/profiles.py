@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -147,11 +148,8 @@ def place_workloads(scopes: Sequence[WorkloadScope], workloads: Iterable[Workloa
     by_path: dict[str, list[Workload]] = {}
     for workload in workloads:
         by_path.setdefault(_path(workload.cgroup), []).append(workload)
-    matched: dict[tuple[frozenset[str], str], Profile] = {}
-    own = {
-        path: frozenset[WorkloadScope]().union(*(_matching(scopes, workload, matched) for workload in here))
-        for path, here in by_path.items()
-    }
+    matcher = _Matcher(scopes)
+    own = {path: frozenset[WorkloadScope]().union(*map(matcher.profile, here)) for path, here in by_path.items()}
     found: dict[str, Placement] = {}
     for path, here in by_path.items():
         profile = own[path].union(*(own[above] for above in _above(path) if above in own))
@@ -169,11 +167,22 @@ def needed_profiles(placements: Placements) -> list[Profile]:
     return [profile for profile, _ in counted.most_common(limits.LSM_PROFILES_MAX)]
 
 
-def _matching(scopes: Sequence[WorkloadScope], workload: Workload, matched: dict[tuple[frozenset[str], str], Profile]) -> Profile:
-    key = (workload.labels, workload.namespace)
-    if key not in matched:
-        matched[key] = frozenset(scope for scope in scopes if scope_matches(scope, *key))
-    return matched[key]
+class _Matcher:
+    """Says which scopes match a workload. Looks only at scopes one of whose labels it carries, and those that ask for none."""
+
+    def __init__(self, scopes: Sequence[WorkloadScope]) -> None:
+        self._by_label: dict[str, list[WorkloadScope]] = {}
+        self._unlabelled: list[WorkloadScope] = []
+        for scope in scopes:
+            wanted = scope.labels[:1] or (scope.any_of[0] if scope.any_of else ())
+            for label in wanted:
+                self._by_label.setdefault(label, []).append(scope)
+            if not wanted:
+                self._unlabelled.append(scope)
+
+    def profile(self, workload: Workload) -> Profile:
+        asked = chain(self._unlabelled, *(self._by_label.get(label, ()) for label in workload.labels))
+        return frozenset(scope for scope in asked if scope_matches(scope, workload.labels, workload.namespace))
 
 
 def _path(cgroup: str) -> str:
