@@ -659,23 +659,27 @@ static __always_inline void act_in(struct request *request, __u32 profile)
 	request->extra = further_in(request->extra, profile);
 }
 
-/* The strictest outcome in all workloads that the actor is of. Verified for itself. */
-__noinline __u64 weigh_request(struct request *request)
+/* What one workload allows, the posture of the one that the actor has left may still refuse. Verified for itself. */
+__noinline __u64 weigh_also(struct request *request, __u64 found)
 {
-	__u64 found, other;
 	__u32 profile;
+	__u64 other;
 
 	if (!request)
-		return 0;
-	found = weigh_once(request);
-	if (!also_of(request))
 		return found;
 	profile = profile_of(request);
 	act_in(request, also_of(request));
 	other = weigh_once(request);
 	act_in(request, profile);
-	/* What one workload allows, the other's posture may still refuse. */
 	return is_stricter(unpacked(other), found) ? other : found;
+}
+
+/* The strictest outcome in all workloads that the actor is of. */
+static __always_inline __u64 weigh_request(struct request *request)
+{
+	__u64 found = weigh_once(request);
+
+	return also_of(request) ? weigh_also(request, found) : found;
 }
 
 /* Verified for itself. */

@@ -120,7 +120,7 @@ def compiled(drawn: RuleSet, placed):
     return compile_program(drawn, needed_profiles(placed))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(drawn=RULESETS, workload=WORKLOADS, operations=st.lists(OPERATIONS, min_size=1, max_size=12))
 def test_tables_decide_in_a_workload_as_the_rules_mean_for_its_labels(drawn, workload, operations):
     placed = place_workloads(workload_scopes(drawn.rules), [workload])
@@ -134,7 +134,7 @@ def test_tables_decide_in_a_workload_as_the_rules_mean_for_its_labels(drawn, wor
         assert program.decide(operation) == decide(drawn, operation), "the host is as if there were no workload rules"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(drawn=RULESETS, workloads=st.lists(WORKLOADS, max_size=5), operation=OPERATIONS)
 def test_nested_workload_has_the_rules_of_all_that_it_is_in(drawn, workloads, operation):
     placed = place_workloads(workload_scopes(drawn.rules), workloads)
@@ -143,6 +143,8 @@ def test_nested_workload_has_the_rules_of_all_that_it_is_in(drawn, workloads, op
     for workload in workloads:
         at = workload.cgroup.rstrip("/")
         around = [w for w in workloads if f"{at}/".startswith(f"{w.cgroup.rstrip('/')}/")]
+        scopes = {scope for scope in workload_scopes(drawn.rules) for w in around if scope_matches(scope, w.labels, w.namespace)}
+        assert placed.get(at, Placement(frozenset())).profile == scopes
         held = tuple(
             msgspec.structs.replace(rule, scope=HostScope())
             for rule in drawn.rules
@@ -157,7 +159,7 @@ def test_nested_workload_has_the_rules_of_all_that_it_is_in(drawn, workloads, op
         )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(drawn=RULESETS, operation=OPERATIONS)
 def test_what_cannot_be_placed_is_refused_all_that_any_workload_is_and_allowed_no_more_than_the_host(drawn, operation):
     program = compile_program(drawn)
@@ -173,7 +175,7 @@ def test_what_cannot_be_placed_is_refused_all_that_any_workload_is_and_allowed_n
     assert (said.verdict, said.by_posture) == (meant.verdict, meant.by_posture)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(drawn=RULESETS, workloads=st.lists(WORKLOADS, max_size=3), source=PATHS)
 def test_capability_is_looked_at_where_a_workload_has_a_verdict_on_it(drawn, workloads, source):
     placed = place_workloads(workload_scopes(drawn.rules), workloads)
