@@ -25,6 +25,7 @@ import msgspec
 
 from garrison.bpf.loader import BpfMap, MapType, Object, open_pinned_map
 from garrison.bpf.pathhash import KEY_BYTES, PathHasher
+from garrison.common.errors import KernelError
 from garrison.common.policy.rules import Rule
 from garrison.minion.enforcers.bpf_lsm.layout import TABLES
 from garrison.minion.enforcers.bpf_lsm.objects import attachable, load_all, version
@@ -132,7 +133,7 @@ class Pins:
             if (folder / "workloads").exists():
                 try:
                     return _WORKLOADS.decode(_pinned_value(folder / "workloads"))
-                except msgspec.ValidationError as err:
+                except (msgspec.DecodeError, zlib.error, KernelError) as err:
                     _log.warning("pins=%s workloads=unreadable error=%s", folder, err)  # another version's; soon found anew
         return ()
 
