@@ -143,6 +143,8 @@ enum operation {
 	OP_MAP_SHARED,
 	OP_RECEIVE,
 	OP_EXEC_KILLED, /* an exec that was ended before its first instruction */
+	OP_MAP_ANONYMOUS,
+	OP_FOLLOW,
 };
 
 #define EVENT_NAMES 1024
@@ -310,6 +312,17 @@ __noinline int path_sets(struct lookup *lookup)
 		lookup->set = union_of(copy, lookup->set, glob, name, space);
 	}
 	return 0;
+}
+
+/* Names of what an operation is on, for its event. What no name leads to is told by what it was called when it was made. */
+static __always_inline int object_names(char *out, struct path *path)
+{
+	int used = event_names(out, path), more;
+
+	if (used != -1 || !is_nameless((__u64)path->mnt))
+		return used;
+	more = bpf_probe_read_kernel_str(out, NAME_MAX_BYTES, BPF_CORE_READ(path, dentry, d_name.name));
+	return more > 0 ? -1 - more : used;
 }
 
 static __always_inline __u64 mix(__u64 digest, __u64 value)
@@ -500,7 +513,7 @@ __noinline int tell(const struct telling *told)
 	event->dev = BPF_CORE_READ(inode, i_sb, s_dev);
 	event->suppressed = told->suppressed;
 	event->exe_used = exe ? event_names(event->exe, &exe->f_path) : -1;
-	event->path_used = event_names(event->path, &path);
+	event->path_used = object_names(event->path, &path);
 	bpf_ringbuf_submit(event, 0);
 	return 0;
 }

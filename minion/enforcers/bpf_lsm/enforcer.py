@@ -59,7 +59,7 @@ _log = logging.getLogger(__name__)
 
 
 class BpfLsmEnforcer(Enforcer):
-    """Holds process, file, network and capability rules for the whole machine.
+    """Holds rules on programs, files, networks, domains and capabilities, and presets, for the whole machine.
 
     Args:
         emit: Takes alerts.

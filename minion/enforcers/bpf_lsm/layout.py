@@ -18,9 +18,10 @@ from garrison.bpf.pathhash import PathHasher
 from garrison.common import limits
 from garrison.common.policy.match import Decision
 from garrison.common.policy.rules import Entity, PathKind, PathTarget, Verdict
+from garrison.minion.enforcers.bpf_lsm.domains import domain_hash
 from garrison.minion.enforcers.bpf_lsm.profiles import HOST_PROFILE, Placements, Profiles, workload_scopes
 from garrison.minion.enforcers.bpf_lsm.program import Node, PathSets, Program, Record
-from garrison.minion.enforcers.bpf_lsm.subjects import SUBJECTS, capability_bits
+from garrison.minion.enforcers.bpf_lsm.subjects import SUBJECTS, capability_bits, preset_bits
 
 __all__ = ["ENTITIES", "TABLES", "TableType", "Tables", "lay_out", "lay_out_cgroups", "rule_at"]
 
@@ -35,7 +36,7 @@ _INODE: Final = struct.Struct("=QI4x")
 _ARG: Final = struct.Struct("=IIQ")
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
-_SUBJECT_HEAD: Final = struct.Struct("=QQII")
+_SUBJECT_HEAD: Final = struct.Struct("=QQ6I")
 _ARGUMENT_BYTES: Final = 256  # ARG_BYTES of enforce.h
 _POSTURE_OF: Final = 0xFFFF_FFFF
 _POSTURES: Final = ENTITIES + SUBJECTS
@@ -79,6 +80,7 @@ TABLES: Final[Mapping[str, TableType]] = {
     "subject_heads": TableType(False, 4, _SUBJECT_HEAD.size),
     "class_capabilities": TableType(True, 4, 8),
     "cgroups": TableType(True, 8, _PAIR.size, rows_max=limits.LSM_WORKLOADS_MAX),
+    "domains": TableType(True, 8, _PAIR.size),
 }
 
 
@@ -112,7 +114,8 @@ def lay_out(
         "rows": rows,
         "records": records,
         "inodes": inodes,
-        **_subjects(program, generation),
+        **_subjects(program, generation, (inode_of("/") or (0, 0))[0]),
+        "domains": {_U64.pack(domain_hash(hasher, domain)): _PAIR.pack(*sets) for domain, sets in program.domains.sets.items()},
         "cgroups": lay_out_cgroups(placements or {}, program.profiles, hasher),
     }
 
@@ -242,10 +245,20 @@ def _anchors(program: Program, hasher: PathHasher, inode_of: InodeOf) -> Iterato
             yield _INODE.pack(number, device), _U64.pack(hasher.path(path))
 
 
-def _subjects(program: Program, generation: int) -> dict[str, dict[bytes, bytes]]:
+def _subjects(program: Program, generation: int, root_device: int) -> dict[str, dict[bytes, bytes]]:
     bits = capability_bits(program.records, program.postures)
-    network = any(rule.entity is Entity.NETWORK for rule in program.rules)
+    network, dns = (any(rule.entity is entity for rule in program.rules) for entity in (Entity.NETWORK, Entity.DNS))
+    head = _SUBJECT_HEAD.pack(
+        bits.all,
+        bits.anyone,
+        generation,
+        network,
+        dns,
+        program.domains.unreadable,
+        preset_bits(program.rules),
+        root_device,
+    )
     return {
-        "subject_heads": {_U32.pack(0): _SUBJECT_HEAD.pack(bits.all, bits.anyone, generation, network)},
+        "subject_heads": {_U32.pack(0): head},
         "class_capabilities": {_U32.pack(subject): _U64.pack(own) for subject, own in bits.subjects.items()},
     }

@@ -28,7 +28,7 @@ from garrison.bpf.pathhash import KEY_BYTES, PathHasher
 from garrison.common.errors import KernelError
 from garrison.common.policy.rules import Rule
 from garrison.minion.enforcers.bpf_lsm.layout import TABLES
-from garrison.minion.enforcers.bpf_lsm.objects import attachable, load_all, version
+from garrison.minion.enforcers.bpf_lsm.objects import attach, attachable, load_all, version
 from garrison.minion.workloads.model import Workload
 
 __all__ = ["OUR_TABLE", "PinnedRules", "Pins", "remove"]
@@ -112,7 +112,7 @@ class Pins:
             for name in _SHARED:
                 makers[name].pin_map(name, self.folder / "maps" / name)
             for program in attachable(self._loaded):
-                program.attach().pin(self.folder / "links" / program.name)
+                attach(program).pin(self.folder / "links" / program.name)
             (self.folder / "links" / "ready").mkdir()
         except BaseException:
             remove(self.folder)

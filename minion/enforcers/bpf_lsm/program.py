@@ -28,6 +28,7 @@ from garrison.common.errors import CompileError
 from garrison.common.policy.match import Decision, Operation, makes_list, weigh, weigh_posture
 from garrison.common.policy.rules import Entity, PathKind, PathTarget, Rule, RuleSet, Verdict
 from garrison.minion.enforcers.bpf_lsm.dfa import Dfa, build_dfa
+from garrison.minion.enforcers.bpf_lsm.domains import Domains, number_domains
 from garrison.minion.enforcers.bpf_lsm.profiles import (
     ANY_CLASS,
     CLASS_MAX,
@@ -106,6 +107,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
         arguments: (set, profile) → arguments whose being kept is the ``ARGS_LISTED`` condition; those of the host where a profile
             has none for the set.
         profiles: Numbers of profiles.
+        domains: Domain → sets.
     """
 
     rules: tuple[Rule, ...]
@@ -120,11 +122,12 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     unresolved: dict[Entity, int]
     arguments: dict[tuple[int, int], tuple[str, ...]]
     profiles: Profiles
+    domains: Domains
 
     def decide(self, operation: Operation, profile: int = HOST_PROFILE) -> Decision:
         """Return the decision for an operation by an actor in ``profile``, by table look-ups alone; labels are not looked at."""
         entity, subject = operation.entity, subject_of(self.class_of(operation.source), profile)
-        found = subject_set(operation) if entity in SUBJECTS else self.set_of(entity, operation.path)
+        found = self._subject(operation) if entity in SUBJECTS else self.set_of(entity, operation.path)
         record = next((self.records[found, s] for s in fallbacks(subject) if (found, s) in self.records), None)
         decision = record[self._condition(found, profile, operation)] if record else None
         if decision is not None:
@@ -145,6 +148,9 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
         by_glob = self.glob_sets[entity][self.globs.walk(raw)] if self.globs else NO_SET
         by_name = self.names.get(raw.rpartition(b"/")[2], NO_SET) if entity is Entity.PROCESS else NO_SET
         return self.unions[in_tree, by_glob, by_name] if by_glob or by_name else in_tree
+
+    def _subject(self, operation: Operation) -> int:
+        return self.domains.set_of(operation.name) if operation.entity is Entity.DNS else subject_set(operation)
 
     def directories(self) -> set[str]:
         """Return, without their final slash, the directories that rules and sources name, and those of files that they name."""
@@ -176,15 +182,15 @@ _PICK: Final[dict[Entity, Callable[[Node], PathSets]]] = {Entity.PROCESS: attrge
 
 
 def compile_program(rules: RuleSet, profiles: Sequence[Profile] = ()) -> Program:
-    """Return the tables for the process, file, network and capability rules of ``rules``.
+    """Return the tables for the rules of ``rules`` that this enforcer knows.
 
     Args:
         rules: For the host, and for workloads.
         profiles: In which workloads can be (``profiles.needed_profiles``); each once, none empty.
 
     Raises:
-        CompileError: The tables would take more than ``LSM_NODES_MAX``, ``LSM_RECORDS_MAX`` or ``GLOB_STATES_MAX``; or a network
-            or capability rule names something else.
+        CompileError: The tables would take more than ``LSM_NODES_MAX``, ``LSM_RECORDS_MAX`` or ``GLOB_STATES_MAX``; or a
+            rule names something that is not of its kind.
     """
     return _Compiler(rules, Profiles(profiles)).program()
 
@@ -227,6 +233,7 @@ class _Compiler:
         self._sets, self._classes = _Names(first=1), _Names(first=UNKNOWN_CLASS + 1)
         self._tree: list[_Own] = [_Own()]
         self._nodes: list[Node] = []
+        self._domains = number_domains(self._rules)
 
     def program(self) -> Program:
         self._plant()
@@ -250,6 +257,7 @@ class _Compiler:
             unresolved=unresolved,
             arguments=self._arguments,
             profiles=self._profiles,
+            domains=self._domains,
         )
 
     # ---- the tree ------------------------------------------------------------------------------------------------------
@@ -357,7 +365,7 @@ class _Compiler:
         records: dict[tuple[int, int], Record] = {}
         shared: dict[Record, Record] = {}
         weighed: dict[tuple[object, ...], Record] = {}
-        for number, members in chain(self._sets.members.items(), subject_sets(self._rules)):
+        for number, members in chain(self._sets.members.items(), subject_sets(self._rules), self._domains.members.items()):
             for profile, class_, rules in self._by_subject([self._rules[n] for n in members]):
                 operations = _operations(self._arguments.get((number, profile), ()))
                 if len(records) >= limits.LSM_RECORDS_MAX:

@@ -6,19 +6,27 @@ from collections.abc import Iterable
 from typing import Final
 
 from garrison.common.frames import RuleReport
-from garrison.common.policy.rules import Entity, Mode, Rule, RuleSet, RuleStatus, Verdict, WorkloadScope
+from garrison.common.policy.rules import Entity, Mode, Other, Rule, RuleSet, RuleStatus, Verdict, WorkloadScope
 
 __all__ = ["BACKEND", "NO_WORKLOAD", "report_rules"]
 
 BACKEND: Final = "bpf_lsm"
-_ENTITIES: Final = (Entity.PROCESS, Entity.FILE, Entity.NETWORK, Entity.CAPABILITY)
+_ENTITIES: Final = (Entity.PROCESS, Entity.FILE, Entity.NETWORK, Entity.CAPABILITY, Entity.DNS, Entity.PRESET)
+_ARGUMENTS: Final = (
+    "a program started with other arguments is killed before its first instruction, not refused; scripts count as started"
+    " with other arguments"
+)
+_DOMAINS: Final = (
+    "held for queries to port 53; not for DNS over TLS or HTTPS, nor where a local service is asked for a name in another way"
+    " than by DNS (nss-resolve, nscd)"
+)
 
 
 NO_WORKLOAD: Final = "no workload of this node matches now; it holds in one that does as soon as that is there"
 
 
 def report_rules(rules: RuleSet, matched: Iterable[WorkloadScope] = (), shortage: str = "") -> tuple[RuleReport, ...]:
-    """Return a report for every process, file, network and capability rule.
+    """Return a report for every rule of a kind that this enforcer knows.
 
     Args:
         rules: What is held.
@@ -30,17 +38,22 @@ def report_rules(rules: RuleSet, matched: Iterable[WorkloadScope] = (), shortage
 
 
 def _report(rule: Rule, matched: frozenset[WorkloadScope], shortage: str) -> RuleReport:
-    reason = ""
-    if isinstance(rule.scope, WorkloadScope):
+    status, reason = _status(rule)
+    if isinstance(rule.scope, WorkloadScope) and status is not RuleStatus.INERT:
         if shortage:
-            return RuleReport(rule=rule.id, status=RuleStatus.DEGRADED, backend=BACKEND, reason=shortage)
-        reason = "" if rule.scope in matched else NO_WORKLOAD
+            status, reason = RuleStatus.DEGRADED, shortage
+        elif rule.scope not in matched:
+            reason = reason or NO_WORKLOAD
+    return RuleReport(rule=rule.id, status=status, backend=BACKEND, reason=reason)
+
+
+def _status(rule: Rule) -> tuple[RuleStatus, str]:
+    if rule.entity is Entity.PRESET and rule.verdict is Verdict.ALLOW:
+        return RuleStatus.INERT, "a preset can be audited or blocked; allowing it changes nothing"
+    if rule.target == Other("exec") and rule.entity is Entity.PRESET and not isinstance(rule.scope, WorkloadScope):
+        return RuleStatus.INERT, "nothing enters a host from outside"
     if rule.allowed_args is not None:
-        reason = (
-            "a program started with other arguments is killed before its first instruction, not refused; scripts count as started"
-            " with other arguments"
-        )
-        return RuleReport(rule=rule.id, status=RuleStatus.DEGRADED, backend=BACKEND, reason=reason)
+        return RuleStatus.DEGRADED, _ARGUMENTS
     if rule.verdict is Verdict.AUDIT or (rule.verdict is Verdict.BLOCK and rule.mode is Mode.AUDIT):
-        return RuleReport(rule=rule.id, status=RuleStatus.AUDITED, backend=BACKEND, reason=reason)
-    return RuleReport(rule=rule.id, status=RuleStatus.ENFORCED, backend=BACKEND, reason=reason)
+        return RuleStatus.AUDITED, ""
+    return (RuleStatus.DEGRADED, _DOMAINS) if rule.entity is Entity.DNS else (RuleStatus.ENFORCED, "")

@@ -117,7 +117,7 @@ def test_program_that_was_ended_is_told_as_killed() -> None:
     assert (event.operation, event.result) == ("exec", "SIGKILL")
 
 
-@pytest.mark.parametrize("raw", [b"", decision()[:-1], decision(operation=12), decision(verdict=4)])
+@pytest.mark.parametrize("raw", [b"", decision()[:-1], decision(operation=99), decision(verdict=4)])
 def test_record_that_no_program_writes_is_an_error(raw: bytes) -> None:
     with pytest.raises(FrameError):
         decode_decision(raw)
