@@ -9,7 +9,6 @@ from vm.conformance.cases import CASES
 from vm.conformance.fiveg import FIVE_G, FOLDER, MAIN
 from vm.conformance.model import DATA, RUNTIME
 from vm.conformance.player import program_of, rules_of, target_text
-from vm.conformance.test_conformance import SCOPED
 
 DOCUMENTS = {str(file.relative_to(DATA)) for folder in ("conformance", "behaviours") for file in (DATA / folder).rglob("*.yaml")}
 
@@ -48,7 +47,7 @@ def test_page_agrees_with_the_cases():
     page = table.PAGE.read_text()
     results = table.read_results(page)
 
-    assert page == table.render(results, scoped=SCOPED), "run ./dev vm-test tests/vm/conformance --write-table"
+    assert page == table.render(results), "run ./dev vm-test tests/vm/conformance --write-table"
     assert results == {(kernel, case.name): table.wanted(case) for kernel in table.KERNELS for case in CASES}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from vm.conformance import table
-from vm.conformance.test_conformance import SCOPED
 
 _results = pytest.StashKey[dict[tuple[str, str], str]]()
 
@@ -35,4 +34,4 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     missing = len(table.KERNELS) * len(table.CASES) - len(results)
     if missing:
         raise pytest.UsageError(f"--write-table needs every case on every kernel, {missing} were not played: run without -k")
-    table.PAGE.write_text(table.render(results, scoped=SCOPED))
+    table.PAGE.write_text(table.render(results))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from stage import SENTINELS, serve
+from stage import CGROUPS, SENTINELS, serve
 
 _TOLD_S = 60
 _SENTINEL = f"""
@@ -70,7 +70,7 @@ class Player:
 
         from garrison.common.policy.load import load_text
         from garrison.common.policy.normalise import NodeFacts, normalise
-        from garrison.common.policy.rules import Entity, HostScope, Mode, Posture, Postures
+        from garrison.common.policy.rules import Entity, Mode, Posture, Postures
 
         posture = Posture(asked["posture"])
         documents = [d for text in (*asked["documents"], _SENTINEL) for d in load_text(text)]
@@ -81,9 +81,7 @@ class Player:
         if calls:
             documents += load_text(_SENTINEL_CALL)
             wanted = normalise(((d, Mode.ENFORCE) for d in documents), node, postures)
-        if asked["hostwide"]:
-            everywhere = tuple(msgspec.structs.replace(rule, scope=HostScope()) for rule in wanted.rules.rules)
-            wanted = msgspec.structs.replace(wanted, rules=msgspec.structs.replace(wanted.rules, rules=everywhere))
+        self._stack.set_workloads(_workloads(asked) if asked["labels"] else ())
         report = self._stack.apply(wanted)
         while not self._events.empty():
             self._events.get()
@@ -116,6 +114,24 @@ class Player:
         answer = self._stage.readline()
         assert answer, "the stage has ended; its traceback is in the log"
         return json.loads(answer)
+
+
+def _workloads(asked: dict[str, Any]) -> list[Any]:
+    """Return the case's workload and the other one, in the namespace of the first."""
+    from garrison.minion.workloads.model import Workload, WorkloadKind
+
+    labels = {"subject": asked["labels"], "bystander": asked["others"]}
+    return [
+        Workload(
+            kind=WorkloadKind.CONTAINER,
+            name=name,
+            namespace=asked["namespace"],
+            labels=frozenset(held),
+            cgroup=f"/conform/{name}",
+            cgroup_id=(CGROUPS / name).stat().st_ino,
+        )
+        for name, held in labels.items()
+    ]
 
 
 def main() -> None:

@@ -56,12 +56,10 @@ class Player:
         vm: Where.
         probe: ``probe.c``, built.
         files: What stimuli find.
-        scoped: Whether the enforcer tells workloads apart. If not, policies for workloads are held for the whole node, their
-            allow-lists audit, and nothing is tried in the other workload.
     """
 
-    def __init__(self, vm: Vm, probe: bytes, files: Sequence[File], *, scoped: bool) -> None:
-        self._vm, self._scoped = vm, scoped
+    def __init__(self, vm: Vm, probe: bytes, files: Sequence[File]) -> None:
+        self._vm = vm
         for name in ("play.py", "stage.py"):
             vm.put(f"{_GUEST}/{name}", (_HERE / name).read_bytes())
         vm.put(_PROBE, probe, mode=0o755)
@@ -72,28 +70,22 @@ class Player:
 
     def faults(self, case: Case) -> list[str]:
         """Play a case; returns what was not as it says."""
-        hostwide = not self._scoped and not case.place.is_host and not case.not_held
-        steps = [step for step in case.steps if self._scoped or not step.elsewhere]
         played = self._ask(
             {
                 "do": "play",
                 "documents": [(DATA / file).read_text() for file in case.files],
                 "node": NODE,
-                "posture": "audit" if hostwide else case.posture,
-                "hostwide": hostwide,
+                "posture": case.posture,
                 "labels": case.place.labels,
                 "namespace": case.place.namespace,
                 "others": case.place.others,
-                "steps": [asdict(step) | {"place": _place(case, step)} for step in steps],
+                "steps": [asdict(step) | {"place": _place(case, step)} for step in case.steps],
             }
         )
         faults = list(_report_faults(case, played["report"]))
-        for step, result, told in zip(steps, played["results"], played["events"], strict=True):
+        for step, result, told in zip(case.steps, played["results"], played["events"], strict=True):
             events = [msgspec.convert(event, Event) for event in told]
-            if hostwide:  # others on the machine are on the allow-lists, too
-                events = [event for event in events if event.actor and event.actor.unit == f"/conform/{_place(case, step)}"]
-            expected = _audited(step) if hostwide else step
-            faults += [f"{step.text}: {fault}" for fault in _step_faults(case, expected, result, events)]
+            faults += [f"{step.text}: {fault}" for fault in _step_faults(case, step, result, events)]
         return faults
 
     def _ask(self, what: dict[str, Any]) -> Any:
@@ -106,17 +98,6 @@ class Player:
 
 def _place(case: Case, step: Step) -> str:
     return "host" if case.place.is_host else "bystander" if step.elsewhere else "subject"
-
-
-def _audited(step: Step) -> Step:
-    """Return ``step`` as it ends where allow-lists audit."""
-    if not any(alert.posture for alert in step.alerts):
-        return step
-    fields = {name: getattr(step, name) for name in step.__dataclass_fields__}
-    alerts = tuple(
-        Alert(**{**asdict(a), "grade": a.grade, "verdict": "audit", "result": ""}) if a.posture else a for a in step.alerts
-    )
-    return Step(**{**fields, "alerts": alerts, "end": "ok"})
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from typing import Any
 SENTINELS = Path("/run/conform/sentinel")
 _ROOT = "/run/conform/root"
 _PROBE = "/run/conform/probe"
-_CGROUPS = Path("/sys/fs/cgroup/conform")
+CGROUPS = Path("/sys/fs/cgroup/conform")
 _WORKLOADS = ("subject", "bystander")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _USERS = {"root": 0, "user1": 1234}
@@ -64,8 +64,8 @@ class Stage:
         for number in range(_STEPS_MAX):
             (SENTINELS / str(number)).touch()
         for name in _WORKLOADS:
-            (_CGROUPS / name).mkdir(parents=True, exist_ok=True)
-        self._gates = {name: os.open(_CGROUPS / name / "cgroup.procs", os.O_WRONLY) for name in _WORKLOADS}
+            (CGROUPS / name).mkdir(parents=True, exist_ok=True)
+        self._gates = {name: os.open(CGROUPS / name / "cgroup.procs", os.O_WRONLY) for name in _WORKLOADS}
         for file in files:
             _make(*file)
         subprocess.run(["modprobe", "-a", "overlay", "sctp"], check=True)
@@ -224,4 +224,4 @@ def serve(requests: socket.socket) -> None:
             stream.flush()
 
 
-__all__ = ["SENTINELS", "Stage", "serve"]
+__all__ = ["CGROUPS", "SENTINELS", "Stage", "serve"]

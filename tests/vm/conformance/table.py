@@ -50,9 +50,6 @@ so (`impossible`, with a reason).
 - `refused` is EPERM, `told` an audit. `posture` means that an allow-list does not name it; the node's posture is then
   `block`.
 """
-_HOSTWIDE = """- Workloads are not told apart yet in these runs: policies for workloads are held for the whole node with an audit
-  posture, so what a posture refuses below is told instead, and that other workloads are left alone is not tried.
-"""
 
 
 def wanted(case: Case) -> str:
@@ -67,14 +64,13 @@ def foreign_files() -> Iterator[str]:
             yield str(file.relative_to(DATA))
 
 
-def render(results: Results, *, scoped: bool) -> str:
+def render(results: Results) -> str:
     """Return the page."""
     rows = (_row(case, results) for case in CASES)
-    head = _HEAD if scoped else _HEAD + _HOSTWIDE
     skipped = "\n".join(f"- `{file}`" for file in foreign_files())
     return "\n".join(
         [
-            head,
+            _HEAD,
             "## Sums\n",
             *_sums(results),
             "\n## Cases\n",

@@ -11,15 +11,13 @@ from vm.conformance.model import Case
 from vm.conformance.player import Player, build_probe
 from vm.lab import K61, K612, Lab
 
-SCOPED = False  # the enforcer does not tell workloads apart yet
-
 
 @pytest.fixture(scope="module", params=[pytest.param(K61, id="6.1"), pytest.param(K612, id="6.12")])
 def player(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Player]:
     """A VM that all cases of one kernel share: each applies its own policies."""
     with Lab() as lab:
         vm = lab.boot("conform", request.param)
-        yield Player(vm, build_probe(tmp_path_factory.mktemp("probe")), FILES, scoped=SCOPED)
+        yield Player(vm, build_probe(tmp_path_factory.mktemp("probe")), FILES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
