@@ -48,13 +48,19 @@ static __always_inline int asks_for_itself(struct task_struct *task, __u64 cred,
 	return !(bit & FILE_CAPABILITIES) || present == (__u64)BPF_CORE_READ(same, real_cred);
 }
 
-/* Whether some rule is about the capability when a program of this class uses it. */
-static __always_inline int is_watched(__u32 copy, __u32 class, __u64 bit)
+/* Whether some rule is about the capability when this subject uses it. Falls back as rows do. */
+static __always_inline int is_watched(__u32 copy, __u32 subject, __u64 bit)
 {
+	__u32 class = subject & CLASS_MASK, profile = subject & ~CLASS_MASK;
 	void *table = bpf_map_lookup_elem(&class_capabilities, &copy);
-	const __u64 *bits = table ? bpf_map_lookup_elem(table, &class) : NULL;
+	const __u64 *bits = table ? bpf_map_lookup_elem(table, &subject) : NULL;
 	const struct subject_head *head;
 
+	if (!bits && table && profile) {
+		bits = bpf_map_lookup_elem(table, &profile);
+		if (!bits)
+			bits = bpf_map_lookup_elem(table, &class);
+	}
 	if (bits)
 		return (*bits & bit) != 0;
 	head = subject_head(copy);
@@ -66,7 +72,7 @@ static __always_inline int any_watched(const struct request *request, __u64 bit)
 	__u32 copy = request->at.copy; /* classes are of the copy in which they were found */
 
 	return is_watched(copy, request->class, bit) || (request->alias && is_watched(copy, request->alias, bit)) ||
-	       (request->extra && is_watched(copy, request->extra, bit));
+	       (request->extra && is_watched(copy, request->extra, bit)) || also_of(request);
 }
 
 SEC("lsm/capable")

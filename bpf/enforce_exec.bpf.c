@@ -27,6 +27,16 @@ static __always_inline void note_caller(struct subject *subject)
 	subject->pending.class = subject->class ?: subject->alias ?: subject->loaded.class;
 }
 
+/* The profile, shifted to where it stands in arg_key.len, when the set's rules for it have a list of their own. */
+static __always_inline __u32 own_listing(const struct request *request)
+{
+	struct arg_key key = {.set = request->at.set, .len = profile_of(request) << 16};
+	__u32 copy = request->at.copy;
+	void *table = bpf_map_lookup_elem(&args, &copy);
+
+	return key.len && table && bpf_map_lookup_elem(table, &key) ? key.len : 0;
+}
+
 /*
  * Whether the start depends on its arguments: it is let go then, and watched. A script is checked again as its interpreter, whose
  * arguments are others: it counts as started with what is not listed.
@@ -36,7 +46,8 @@ static __always_inline int defer(struct request *request, struct subject *subjec
 	const struct head *head = head_of(request->at.copy);
 	__u64 listed;
 
-	if (!head || !head->has_args || !subject)
+	/* Who has left a container would have two lists: none then. */
+	if (!head || !head->has_args || !subject || also_of(request))
 		return 0;
 	request->condition |= CONDITION_ARGS;
 	listed = weigh_request(request);
@@ -51,6 +62,7 @@ static __always_inline int defer(struct request *request, struct subject *subjec
 	subject->deferred.set = request->at.set;
 	subject->deferred.copy = request->at.copy;
 	subject->deferred.condition = request->condition;
+	subject->deferred.listing = own_listing(request);
 	subject->deferred.bprm = bprm;
 	return 1;
 }
@@ -116,7 +128,7 @@ struct args_walk {
 	__u32 copy;
 	__u32 set;
 	__u32 unlisted;
-	__u32 pad;
+	__u32 listing;
 };
 
 /* Multiplies and adds bytes with secret numbers; garrison.bpf.pathhash computes the same. */
@@ -153,6 +165,7 @@ static long arg_step(__u32 index, void *context)
 	if (len >= n)
 		return 1;
 	walk->at += len + 1;
+	key.len |= walk->listing;
 	table = bpf_map_lookup_elem(&args, &walk->copy);
 	if (index && !(table && bpf_map_lookup_elem(table, &key))) /* the first is the program's name */
 		return 1;
@@ -173,6 +186,7 @@ SEC("lsm.s/bprm_committed_creds") int BPF_PROG(guard_arguments, struct linux_bin
 	subject->deferred.bprm = 0;
 	walk.copy = subject->deferred.copy;
 	walk.set = subject->deferred.set;
+	walk.listing = subject->deferred.listing;
 	walk.at = bprm->p;
 	walk.end = bprm->exec;
 	head = head_of(walk.copy);

@@ -3,7 +3,7 @@
  * Which files may be opened, made, changed and removed. Every way to change a file is a write of the path that a rule names.
  *
  * hook                                 duty
- * lsm/file_open                        a file is opened: for reading, writing, truncation or execution
+ * lsm/file_open                        a file is opened: for reading, writing, truncation or execution; by an overlay, in a layer
  * lsm/file_receive                     an open file is taken over from another process
  * lsm/path_unlink, path_rmdir          a name is taken away
  * lsm/path_rename                      one name becomes another; both count, and of a directory all that rules name in it
@@ -18,23 +18,34 @@
 #include <linux/bpf.h>
 
 #include "include/enforce.h"
+#include "include/layers.h"
 
 #define FMODE_WRITE 2 /* include/linux/fs.h */
 #define O_TRUNC 01000
-
 
 static __always_inline __u64 mount_in(const struct path *directory)
 {
 	return (__u64)BPF_CORE_READ(directory, mnt);
 }
 
+static __always_inline __u32 open_condition(const struct file *file)
+{
+	return file->f_mode & FMODE_WRITE || file->f_flags & O_TRUNC ? CONDITION_WRITE : 0;
+}
+
 SEC("lsm/file_open") int BPF_PROG(guard_open, struct file *file, int ret)
 {
-	__u32 condition = file->f_mode & FMODE_WRITE || file->f_flags & O_TRUNC ? CONDITION_WRITE : 0;
-
-	if (ret)
+	if (ret || is_in_layer(file))
 		return ret;
-	return enforce(ENTITY_FILE, OP_OPEN, &file->f_path, file->f_inode, condition);
+	return enforce(ENTITY_FILE, OP_OPEN, &file->f_path, file->f_inode, open_condition(file));
+}
+
+/* A program of its own: both on one stack would be too much. */
+SEC("lsm/file_open") int BPF_PROG(guard_layer, struct file *file, int ret)
+{
+	if (ret || !is_in_layer(file))
+		return ret;
+	return enforce_layer(file, open_condition(file));
 }
 
 SEC("lsm/file_receive") int BPF_PROG(guard_receive, struct file *file, int ret)
@@ -128,12 +139,12 @@ SEC("lsm/path_chown") int BPF_PROG(guard_chown, const struct path *path, __u64 u
 
 SEC("lsm/inode_setxattr") int BPF_PROG(guard_setxattr, void *idmap, struct dentry *dentry)
 {
-	return enforce_name(OP_ATTRIBUTES, argument(ctx, 1), 0, 0);
+	return enforce_name(OP_ATTRIBUTES, argument(ctx, 1), 0, acts_as_another() ? REQUEST_RULES_ONLY : 0);
 }
 
 SEC("lsm/inode_removexattr") int BPF_PROG(guard_removexattr, void *idmap, struct dentry *dentry, const char *name, int ret)
 {
-	return ret ?: enforce_name(OP_ATTRIBUTES, argument(ctx, 1), 0, 0);
+	return ret ?: enforce_name(OP_ATTRIBUTES, argument(ctx, 1), 0, acts_as_another() ? REQUEST_RULES_ONLY : 0);
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -65,7 +65,7 @@ static __always_inline int enforce_code(struct file *file)
 		note_code(subject, &request);
 	}
 	if (subject && subject->caller.hash)
-		request.extra = past_class(&subject->caller, request.at.copy, request.generation);
+		request.extra = further_in(past_class(&subject->caller, request.at.copy, request.generation), profile_of(&request));
 	locate(&request, &file->f_path, file->f_inode, ENTITY_PROCESS);
 	return decide(&request);
 }
@@ -106,13 +106,14 @@ SEC("lsm/task_alloc") int BPF_PROG(guard_fork, struct task_struct *child, unsign
 {
 	struct subject *parent = bpf_task_storage_get(&subjects, bpf_get_current_task_btf(), 0, 0), *kept;
 
-	if (ret || !parent || (!parent->loaded.class && !parent->caller.class))
+	if (ret || !parent || (!parent->loaded.class && !parent->caller.class && !parent->member.cgroup))
 		return ret;
 	kept = bpf_task_storage_get(&subjects, child, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (kept) {
 		kept->caller = parent->caller;
 		kept->loaded = parent->loaded;
 		kept->image = parent->image;
+		kept->member = parent->member;
 	}
 	return 0;
 }

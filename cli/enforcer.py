@@ -47,7 +47,7 @@ def command(ctx: click.Context, /, config: Path | None, **flags: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object")
 @click.pass_obj
 def status_command(settings: Any, *, as_json: bool) -> None:
-    """Show which of our programs are attached, by which rules, our firewall table, and counters; and whether a policy is on trial.
+    """Show which of our programs are attached, by which rules, our firewall table, counters, and what policy is on trial.
 
     Reads the kernel's pins, the table and what the deadman left; needs root.
     """

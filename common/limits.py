@@ -79,6 +79,8 @@ NFT_ELEMENTS_MAX: Final = (
     1 << 18
 )  # ways in which addresses and ports of firewall rules meet: about 200 bytes of kernel memory each
 NFT_MAX_S: Final = 60.0  # one call of nft; 10,000 rules take 2 s
+LSM_PROFILES_MAX: Final = 1_022  # ways in which workloads of a node are selected; 10 bits, two of whose numbers have a meaning
+LSM_WORKLOADS_MAX: Final = 16_384  # cgroups of workloads on one node: 16 bytes of kernel memory each, used or not, twice
 ALLOWED_ARGS_MAX: Final = 20  # KubeArmor's own limit
 
 # ---- Bundles --------------------------------------------------------------------------------------------------------

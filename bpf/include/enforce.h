@@ -17,6 +17,7 @@
 #include "actor.h"
 #include "event_rate.h"
 #include "rule_tables.h"
+#include "workloads.h"
 
 #include <bpf/bpf_tracing.h>
 
@@ -59,6 +60,8 @@ struct deferred {
 	__u32 set;
 	__u32 copy;
 	__u32 condition;
+	__u32 listing; /* profile, as in arg_key.len, when it has a list of its own */
+	__u32 pad;
 };
 
 #define ARG_BYTES 256 /* with the NUL; longer arguments are listed nowhere */
@@ -72,6 +75,7 @@ struct subject {
 	struct past caller;  /* what started the present program */
 	struct past pending; /* what is starting one */
 	struct past loaded;
+	struct membership member;
 	__u32 image;
 	struct deferred deferred;
 	char arg[ARG_BYTES]; /* scratch of the task's own */
@@ -139,6 +143,8 @@ enum operation {
 	OP_MAP_SHARED,
 	OP_RECEIVE,
 	OP_EXEC_KILLED, /* an exec that was ended before its first instruction */
+	OP_MAP_ANONYMOUS,
+	OP_FOLLOW,
 };
 
 #define EVENT_NAMES 1024
@@ -308,6 +314,17 @@ __noinline int path_sets(struct lookup *lookup)
 	return 0;
 }
 
+/* Names of what an operation is on, for its event. What no name leads to is told by what it was called when it was made. */
+static __always_inline int object_names(char *out, struct path *path)
+{
+	int used = event_names(out, path), more;
+
+	if (used != -1 || !is_nameless((__u64)path->mnt))
+		return used;
+	more = bpf_probe_read_kernel_str(out, NAME_MAX_BYTES, BPF_CORE_READ(path, dentry, d_name.name));
+	return more > 0 ? -1 - more : used;
+}
+
 static __always_inline __u64 mix(__u64 digest, __u64 value)
 {
 	digest = (digest ^ value) * hash_factor;
@@ -403,21 +420,40 @@ static __always_inline __u32 past_class(const struct past *past, __u32 copy, __u
 	return node ? node->source.exact : ANY_CLASS;
 }
 
-static __always_inline struct outcome outcome_of(__u32 copy, __u32 set, __u32 class, __u32 condition)
+/*
+ * A subject's own row, or the nearest that stands for it: any class in its profile, its class on the host, any class on the host. A
+ * profile has rows for each class that the set has rows for, or for none.
+ */
+static __always_inline const __u32 *row_of(void *table, __u32 set, __u32 subject)
+{
+	struct record_key key = {.set = set, .subject = subject};
+	const __u32 *row = bpf_map_lookup_elem(table, &key);
+
+	if (!row && subject & CLASS_MASK) {
+		key.subject = subject & ~CLASS_MASK;
+		row = bpf_map_lookup_elem(table, &key);
+	}
+	if (!row && subject >> CLASS_BITS) {
+		key.subject = subject & CLASS_MASK;
+		row = bpf_map_lookup_elem(table, &key);
+		if (!row && key.subject) {
+			key.subject = ANY_CLASS;
+			row = bpf_map_lookup_elem(table, &key);
+		}
+	}
+	return row;
+}
+
+static __always_inline struct outcome outcome_of(__u32 copy, __u32 set, __u32 subject, __u32 condition)
 {
 	struct outcome none = {};
-	struct record_key key = {.set = set, .subject = class};
 	void *table = bpf_map_lookup_elem(&rows, &copy), *values = bpf_map_lookup_elem(&records, &copy);
 	const struct record *record;
-	__u32 *row;
+	const __u32 *row;
 
 	if (!table || !values)
 		return none;
-	row = bpf_map_lookup_elem(table, &key);
-	if (!row && class != ANY_CLASS) {
-		key.subject = ANY_CLASS;
-		row = bpf_map_lookup_elem(table, &key);
-	}
+	row = row_of(table, set, subject);
 	record = row ? bpf_map_lookup_elem(values, row) : NULL;
 	return record ? record->by[condition & (CONDITIONS - 1)] : none;
 }
@@ -477,7 +513,7 @@ __noinline int tell(const struct telling *told)
 	event->dev = BPF_CORE_READ(inode, i_sb, s_dev);
 	event->suppressed = told->suppressed;
 	event->exe_used = exe ? event_names(event->exe, &exe->f_path) : -1;
-	event->path_used = event_names(event->path, &path);
+	event->path_used = object_names(event->path, &path);
 	bpf_ringbuf_submit(event, 0);
 	return 0;
 }
@@ -488,6 +524,8 @@ __noinline int tell(const struct telling *told)
 #define REQUEST_BELOW 2	     /* it is about all that is in a directory, too */
 #define REQUEST_LISTS 4	     /* there are allow-lists */
 #define REQUEST_INODES 8     /* there are files known by inode */
+#define REQUEST_WORKLOADS 16 /* there are rules for workloads */
+#define ALSO_SHIFT 16	     /* from this bit on: profile of a container that the actor has left; HOST_PROFILE for none */
 
 /* One operation on one path. */
 struct request {
@@ -495,9 +533,9 @@ struct request {
 	__u32 operation;
 	__u32 condition;
 	__u32 flags;
-	/* filled by start_request() */
+	/* filled by identify() */
 	__u32 generation;
-	__u32 class;
+	__u32 class; /* these three with the actor's profile: they are subjects */
 	__u32 alias; /* further classes of the actor, which only refuse; ANY_CLASS for none */
 	__u32 extra;
 	__u32 named; /* set of the inode, as far as a rule names it */
@@ -521,14 +559,26 @@ static __always_inline int is_stricter(struct outcome outcome, __u64 than)
 	return outcome.verdict >= VERDICT_AUDIT && outcome.verdict > than >> 40;
 }
 
+/* Whether rules name this class: by a row in its profile, or on the host when the profile has no rows for the set. */
+static __always_inline int is_named(void *table, __u32 set, __u32 subject)
+{
+	struct record_key key = {.set = set, .subject = subject};
+
+	if (!(subject & CLASS_MASK))
+		return 0;
+	if (bpf_map_lookup_elem(table, &key))
+		return 1;
+	key.subject = subject & CLASS_MASK;
+	return subject >> CLASS_BITS && bpf_map_lookup_elem(table, &key);
+}
+
 /* What rules say of a class that they name; nothing when they name it not. */
-static __always_inline struct outcome outcome_of_named(__u32 copy, __u32 set, __u32 class, __u32 condition)
+static __always_inline struct outcome outcome_of_named(__u32 copy, __u32 set, __u32 subject, __u32 condition)
 {
 	struct outcome none = {};
-	struct record_key key = {.set = set, .subject = class};
 	void *table = bpf_map_lookup_elem(&rows, &copy);
 
-	return class != ANY_CLASS && table && bpf_map_lookup_elem(table, &key) ? outcome_of(copy, set, class, condition) : none;
+	return table && is_named(table, set, subject) ? outcome_of(copy, set, subject, condition) : none;
 }
 
 /* The outcome of a set for all that the actor is. Verified for itself. */
@@ -571,7 +621,7 @@ __noinline __u64 weigh_lists(const struct request *request, __u64 found)
 }
 
 /* The strictest outcome of all that the path is. Verified for itself. */
-__noinline __u64 weigh_request(const struct request *request)
+__noinline __u64 weigh_once(const struct request *request)
 {
 	__u64 found, other;
 
@@ -599,6 +649,52 @@ __noinline __u64 weigh_request(const struct request *request)
 	return found;
 }
 
+/* A further class of the actor as a subject; there is none of any class. */
+static __always_inline __u32 further_in(__u32 class, __u32 profile)
+{
+	return class & CLASS_MASK ? subject_in(class, profile) : ANY_CLASS;
+}
+
+static __always_inline __u32 profile_of(const struct request *request)
+{
+	return request->class >> CLASS_BITS;
+}
+
+static __always_inline __u32 also_of(const struct request *request)
+{
+	return request->flags >> ALSO_SHIFT;
+}
+
+static __always_inline void act_in(struct request *request, __u32 profile)
+{
+	request->class = subject_in(request->class, profile);
+	request->alias = further_in(request->alias, profile);
+	request->extra = further_in(request->extra, profile);
+}
+
+/* What one workload allows, the posture of the one that the actor has left may still refuse. Verified for itself. */
+__noinline __u64 weigh_also(struct request *request, __u64 found)
+{
+	__u32 profile;
+	__u64 other;
+
+	if (!request)
+		return found;
+	profile = profile_of(request);
+	act_in(request, also_of(request));
+	other = weigh_once(request);
+	act_in(request, profile);
+	return is_stricter(unpacked(other), found) ? other : found;
+}
+
+/* The strictest outcome in all workloads that the actor is of. */
+static __always_inline __u64 weigh_request(struct request *request)
+{
+	__u64 found = weigh_once(request);
+
+	return also_of(request) ? weigh_also(request, found) : found;
+}
+
 /* Verified for itself. */
 __noinline int tell_request(const struct request *request, __u64 outcome)
 {
@@ -616,7 +712,7 @@ __noinline int tell_request(const struct request *request, __u64 outcome)
 }
 
 /* The decision, and its event. Returns 0 or -EPERM. */
-static __always_inline int decide(const struct request *request)
+static __always_inline int decide(struct request *request)
 {
 	__u64 outcome = weigh_request(request);
 
@@ -624,6 +720,19 @@ static __always_inline int decide(const struct request *request)
 		return 0;
 	tell_request(request, outcome);
 	return unpacked(outcome).verdict == VERDICT_BLOCK ? -EPERM : 0;
+}
+
+/* The actor's workload. Without memory to keep it: unknown. Kernel threads are in none. */
+static __always_inline void enter_workload(struct request *request, struct task_struct *task, struct subject *subject)
+{
+	__u32 profile = task->mm ? UNKNOWN_PROFILE : HOST_PROFILE;
+
+	if (subject) {
+		refresh_membership(&subject->member, request->at.copy, request->generation);
+		profile = subject->member.profile;
+		request->flags |= subject->member.also << ALSO_SHIFT;
+	}
+	act_in(request, profile);
 }
 
 /*
@@ -642,7 +751,8 @@ static __always_inline struct subject *identify(struct request *request, int *go
 	if (!*going)
 		return NULL;
 	request->generation = head->generation;
-	request->flags |= (head->has_lists ? REQUEST_LISTS : 0) | (head->has_inodes ? REQUEST_INODES : 0);
+	request->flags |= (head->has_lists ? REQUEST_LISTS : 0) | (head->has_inodes ? REQUEST_INODES : 0) |
+			  (head->has_profiles ? REQUEST_WORKLOADS : 0);
 	if (task->signal->tty)
 		request->condition |= CONDITION_TTY;
 	subject = subject_of(task, request->generation, &request->at);
@@ -651,6 +761,8 @@ static __always_inline struct subject *identify(struct request *request, int *go
 		request->alias = subject->alias;
 		request->extra = past_class(&subject->loaded, request->at.copy, request->generation);
 	}
+	if (request->flags & REQUEST_WORKLOADS)
+		enter_workload(request, task, subject);
 	return subject;
 }
 

@@ -21,8 +21,17 @@ struct upid {
 	struct pid_namespace *ns;
 };
 
+struct hlist_node {
+	struct hlist_node *next;
+};
+
+struct hlist_head {
+	struct hlist_node *first;
+};
+
 struct pid {
 	unsigned int level;
+	struct hlist_head tasks[4]; /* by enum pid_type */
 	struct upid numbers[1]; /* level + 1 of them */
 };
 
@@ -55,17 +64,24 @@ struct qstr {
 struct super_block {
 	__u32 s_dev;
 	unsigned long s_flags;
+	unsigned long s_magic;
 };
 
 struct inode {
 	unsigned short i_mode;
 	kuid_t i_uid;
 	unsigned int i_nlink;
+	__u32 i_rdev;
 	struct super_block *i_sb;
 	unsigned long i_ino;
 };
 
+struct hlist_bl_node {
+	struct hlist_bl_node **pprev; /* NULL: not in the list */
+};
+
 struct dentry {
+	struct hlist_bl_node d_hash; /* of names that lead somewhere */
 	struct dentry *d_parent;
 	struct qstr d_name;
 	struct inode *d_inode;
@@ -128,6 +144,8 @@ struct mm_struct {
 struct vm_area_struct {
 	struct file *vm_file;
 	unsigned long vm_flags;
+	const void *vm_ops; /* NULL: memory of its own, without a file */
+	const void *anon_vma; /* set once a private page of it was written to */
 };
 
 struct tty_struct {
@@ -149,10 +167,22 @@ struct signal_struct {
 
 struct kernfs_node {
 	__u64 id;
+	const char *name;
+};
+
+struct cgroup_subsys_state {
+	struct cgroup_subsys_state *parent;
+};
+
+struct cgroup_root {
+	int hierarchy_id; /* 0: version 2 */
 };
 
 struct cgroup {
+	struct cgroup_subsys_state self;
+	int level; /* the root's is 0 */
 	struct kernfs_node *kn;
+	struct cgroup_root *root;
 };
 
 struct css_set {
@@ -167,6 +197,7 @@ struct task_struct {
 	unsigned in_execve : 1;
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;
+	struct hlist_node pid_links[4]; /* by enum pid_type */
 	const struct cred *cred;
 	char comm[16];
 	struct fs_struct *fs;

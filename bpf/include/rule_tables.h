@@ -2,6 +2,7 @@
 /*
  * Rules as tables, and the one decision helper of all LSM programs. The tables are made and tested in user space
  * (garrison.minion.enforcers.bpf_lsm.program says what they mean; layout.py writes them); here they are only walked.
+ * Who acts is a *subject*: the class of its program and the profile of its workload in one number.
  *
  * Every table stands twice. ``active`` says which copy holds; user space fills the other one and switches, so that each decision is
  * made by exactly one generation. User space refills a copy only after a grace period, when no program can still read it.
@@ -29,6 +30,8 @@ enum verdict { VERDICT_NONE, VERDICT_ALLOW, VERDICT_AUDIT, VERDICT_BLOCK };
 #define NO_SET 0
 #define ANY_CLASS 0
 #define UNKNOWN_CLASS 1
+#define CLASS_BITS 22 /* of a subject; the rest is the actor's profile (workloads.h) */
+#define CLASS_MASK ((1U << CLASS_BITS) - 1)
 #define CONDITIONS 16
 #define CONDITION_OWNER 1
 #define CONDITION_WRITE 2
@@ -83,9 +86,14 @@ struct record_key {
 	__u32 set, subject;
 };
 
+static __always_inline __u32 subject_in(__u32 class, __u32 profile)
+{
+	return (class & CLASS_MASK) | profile << CLASS_BITS;
+}
+
 struct arg_key {
 	__u32 set;
-	__u32 len;
+	__u32 len;  /* and in the upper half the profile, of those that have a list of their own: with length and hash 0 it says so */
 	__u64 hash; /* enforce_exec.bpf.c says of what kind */
 };
 
@@ -101,10 +109,11 @@ struct head {
 	__u32 has_args;
 	__u32 has_lists;  /* postures */
 	__u32 has_inodes;
+	__u32 has_profiles; /* rules for workloads */
 	__u32 unresolved[ENTITIES];
 	__u8 classes[256];
 };
-_Static_assert(sizeof(struct head) == 292, "struct head");
+_Static_assert(sizeof(struct head) == 296, "struct head");
 
 /* ---- Maps ------------------------------------------------------------------------------------------------------------- */
 /*

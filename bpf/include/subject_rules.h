@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Rules about what is not a path: sockets and capabilities. All that the acting program is (enforce.h) and a number that stands for
- * the kind of socket or the capability lead to an outcome, by the same tables as for paths. What the numbers mean is said by
- * garrison.minion.enforcers.bpf_lsm.subjects; the event is decoded by subject_events.py.
+ * Rules about what is not a path: sockets, capabilities, domains, presets. All that the acting program is (enforce.h) and a number
+ * that stands for the kind of socket, the capability and so on lead to an outcome, by the same tables as for paths. What the
+ * numbers mean is said by garrison.minion.enforcers.bpf_lsm.subjects and domains; the event is decoded by subject_events.py.
  *
  * Never decided: kernel threads, and the agent, which must reach its master to get a better policy.
  * What a process repeats (the same operation on the same object under the same rule) is told once in REPEAT_NS and counted
@@ -15,11 +15,17 @@
 
 #define ENTITY_NETWORK 2
 #define ENTITY_CAPABILITY 3
+#define ENTITY_DNS 4
+#define ENTITY_PRESET 5
 #define NETWORK_SETS (1U << 30)	   /* and the bits of socket_names.h */
 #define CAPABILITY_SETS (1U << 29) /* and the number of the capability */
+#define PRESET_SETS (1U << 27)	   /* and enum preset */
 #define REPEAT_NS 10000000000ULL
 
-enum subject_operation { ON_SOCKET, ON_BIND, ON_LISTEN, ON_CONNECT, ON_ACCEPT, ON_SENDMSG, ON_CAPABLE };
+enum subject_operation { ON_SOCKET, ON_BIND, ON_LISTEN, ON_CONNECT, ON_ACCEPT, ON_SENDMSG, ON_CAPABLE, ON_QUERY };
+
+/* In the order of PRESETS in garrison.common.policy.models. */
+enum preset { PRESET_FILELESS, PRESET_ANONYMOUS, PRESET_ENVIRON, PRESET_PROC, PRESET_EXEC };
 
 /* Fields that only these programs read. A type's name ends at the three underscores when it is looked up in the kernel. */
 struct task_struct___subject {
@@ -32,14 +38,18 @@ struct task_struct___subject {
 
 struct subject_head {
 	__u64 capabilities; /* bit per capability: some program is refused or watched when it uses it */
-	__u64 anyone;	    /* likewise: programs that have no row in class_capabilities */
+	__u64 anyone;	    /* likewise: subjects that have no row in class_capabilities, nor what they fall back to */
 	__u32 generation;
-	__u32 network; /* there are network rules */
+	__u32 network;	  /* there are network rules */
+	__u32 dns;	  /* there are rules on domains */
+	__u32 unreadable; /* set of the rules that count when a query cannot be read */
+	__u32 presets;	  /* bit per enum preset: there are rules */
+	__u32 root_dev;	  /* the host's root file system; 0: not known */
 };
-_Static_assert(sizeof(struct subject_head) == 24, "struct subject_head");
+_Static_assert(sizeof(struct subject_head) == 40, "struct subject_head");
 
 TWO_COPIES(subject_heads, BPF_MAP_TYPE_ARRAY, BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct subject_head));
-/* Class -> bits of capabilities, for classes whose bits differ from anyone's. */
+/* Subject -> bits of capabilities, where they differ from anyone's. */
 TWO_COPIES(class_capabilities, BPF_MAP_TYPE_HASH, 0, sizeof(__u32), sizeof(__u64));
 
 struct exempt {
@@ -166,9 +176,9 @@ static __always_inline int is_exempt(struct task_struct *task)
 #define TOLD_LATELY 0xffffffffU
 
 /* TOLD_LATELY when a like operation was, and it is counted; else how many were counted since the last event. Verified for itself. */
-__noinline __u32 count_repeat(const struct attempt *attempt, __u32 generation, __u32 rule)
+__noinline __u32 count_repeat(const struct attempt *attempt, __u32 tgid, __u32 generation, __u32 rule)
 {
-	struct repeat_key key = {.generation = generation, .rule = rule};
+	struct repeat_key key = {.tgid = tgid, .generation = generation, .rule = rule};
 	__u64 now = bpf_ktime_get_ns();
 	struct repeat fresh = {.until = now + REPEAT_NS}, *kept;
 	__u32 repeated;
@@ -176,7 +186,6 @@ __noinline __u32 count_repeat(const struct attempt *attempt, __u32 generation, _
 	if (!attempt)
 		return 0;
 	key.operation = attempt->operation;
-	key.tgid = bpf_get_current_pid_tgid() >> 32;
 	key.number = attempt->operation == ON_CAPABLE ? attempt->capability : attempt->port;
 	__builtin_memcpy(key.addr, attempt->addr, sizeof(key.addr));
 	kept = bpf_map_lookup_elem(&repeats, &key);
@@ -239,7 +248,7 @@ __noinline int tell_subject(const struct attempt *attempt, __u32 generation, __u
 	if (!attempt)
 		return 0;
 	if (attempt->quiet & QUIET_REPEATS)
-		repeated = count_repeat(attempt, generation, outcome);
+		repeated = count_repeat(attempt, bpf_get_current_pid_tgid() >> 32, generation, outcome);
 	if (repeated == TOLD_LATELY)
 		return 0;
 	suppressed = take_token(generation, outcome, unpacked(outcome).verdict, repeated);

@@ -60,7 +60,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         path: Resolved absolute path of the program or file; empty when it cannot be resolved: block rules then fire.
         write: File: opened for writing.
         protocols: Network: every name of KubeArmor's that the socket answers to (``protocols.socket_names``).
-        name: Capability, system call, domain or preset.
+        name: Capability, system call, domain or preset; of a domain empty when the query cannot be read: block rules then fire.
         source: Resolved path of the acting program; for an exec the program that calls it, before it is replaced.
         is_owner: The acting user owns the target.
         tty: The process has a controlling terminal.
@@ -207,7 +207,8 @@ def _target_matches(rule: Rule, operation: Operation) -> bool:
         case Protocol(name):
             return name in operation.protocols
         case Other(value) if rule.entity is Entity.DNS:
-            return _domain_matches(value, operation.name)
+            # A query that cannot be read is one for whatever a block rule names.
+            return _domain_matches(value, operation.name) if operation.name else rule.verdict is Verdict.BLOCK
         case Other(value, spec):
             return operation.name in value.split(",") and (not spec or _spec_matches(rule.entity, spec, operation))
 

@@ -25,6 +25,7 @@ __all__ = [
     "HOSTNAME",
     "HOSTNAME_PATTERN",
     "I_MEAN_IT",
+    "PRESETS",
     "PROTOCOLS",
     "AnySelector",
     "ClusterPolicy",
@@ -50,6 +51,7 @@ _CAPABILITY_NAMES: Final = (
 )
 CAPABILITIES: Final = tuple(_CAPABILITY_NAMES.split())
 PROTOCOLS: Final = ("tcp", "udp", "raw", "icmp", "icmpv6", "sctp", "stream", "dgram", "rdm", "seqpacket", "dccp", "packet", "all")
+PRESETS: Final = ("filelessExec", "anonymousMapExec", "protectEnv", "protectProc", "exec")
 _SYSCALL: Final = re.compile(r"[a-z_][a-z0-9_]{0,63}", re.ASCII)
 _DOMAIN: Final = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]{0,62})(?:\.[a-z0-9_-]{1,63}){0,9}\.?", re.ASCII | re.IGNORECASE)
 

@@ -17,8 +17,9 @@ import msgspec
 from garrison.common.events import Event
 from garrison.common.frames import RuleReport
 from garrison.common.policy.rules import RuleSet
+from garrison.minion.workloads.model import Workload
 
-__all__ = ["Emit", "Enforcer", "EnforcerStatus", "MapWrite", "Probe"]
+__all__ = ["CgroupMade", "Emit", "Enforcer", "EnforcerStatus", "MapWrite", "Probe"]
 
 Emit = Callable[[Event], None]
 """Takes an event without ``node``, ``epoch`` and ``seq``; never blocks, may be called from any thread."""
@@ -42,6 +43,18 @@ class MapWrite(msgspec.Struct, frozen=True):
     fd: int
     key: bytes
     value: bytes
+
+
+class CgroupMade(msgspec.Struct, frozen=True):
+    """A cgroup that has just been made.
+
+    Attributes:
+        cgroup_id: Its number; 0 when some were missed: look at all of them then.
+        path: Below the mount of cgroup v2; empty when some were missed.
+    """
+
+    cgroup_id: int
+    path: str
 
 
 class EnforcerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +128,16 @@ class Enforcer(abc.ABC):
 
     def keep(self) -> None:  # noqa: B027 - most backends keep nothing
         """Let go of what ``hold`` kept: what is enforced now stays. Idempotent."""
+
+    def set_workloads(self, workloads: Sequence[Workload]) -> None:  # noqa: B027 - most backends tell no workloads apart
+        """Take these for all workloads of the node, from the next operation on. Any thread, any time; nothing new costs nothing.
+
+        Raises:
+            KernelError: The kernel refused; the previous ones still hold.
+        """
+
+    def watch_cgroups(self, take: Callable[[CgroupMade], None]) -> None:  # noqa: B027 - most backends see none
+        """Call ``take`` with each cgroup that is made from now on, from a thread of the backend's own, while rules are held."""
 
     def release(self) -> None:  # noqa: B027 - most backends leave nothing behind
         """Take away what ``close`` leaves in force. A later ``apply`` starts anew. Idempotent.

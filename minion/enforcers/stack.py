@@ -28,9 +28,10 @@ from garrison.common.frames import RuleReport
 from garrison.common.policy.normalise import Normalised
 from garrison.common.policy.report import merge_reports
 from garrison.common.policy.rules import Entity, RuleSet, RuleStatus
-from garrison.minion.enforcers.base import Emit, Enforcer, EnforcerStatus, MapWrite, Probe
+from garrison.minion.enforcers.base import CgroupMade, Emit, Enforcer, EnforcerStatus, MapWrite, Probe
 from garrison.minion.enforcers.bpf_lsm.options import LsmOptions
 from garrison.minion.enforcers.resolve import Reresolver, Snapshot, look, resolve
+from garrison.minion.workloads.model import Workload
 
 __all__ = ["LASTING", "EnforcerStack", "Trial", "default_backends"]
 
@@ -134,6 +135,7 @@ class EnforcerStack:
         self._held: dict[str, RuleSet] = {}
         self._normalised: Normalised | None = None
         self._trouble = ""
+        self._unplaced = ""
         self._reresolver = Reresolver(self._apply_again)
         self._before: _Before | None = None
         self._closed = False
@@ -245,13 +247,30 @@ class EnforcerStack:
             self._held.clear()
             return not self._trouble
 
+    def set_workloads(self, workloads: Sequence[Workload]) -> None:
+        """Tell every backend what runs on this node; what one cannot take is told by ``status`` until it can."""
+        failed = ""
+        for name, backend in self._working().items():
+            try:
+                backend.set_workloads(workloads)
+            except GarrisonError as err:
+                failed = f"{name} does not know all workloads, so rules for workloads may not hold in new ones: {err}"
+                _log.error("backend=%s workloads=stale error=%s", name, err)
+        self._unplaced = failed
+
+    def watch_cgroups(self, take: Callable[[CgroupMade], None]) -> None:
+        """Have every backend that sees cgroups being made tell ``take``, from a thread of its own."""
+        for backend in self._working().values():
+            backend.watch_cgroups(take)
+
     def status(self) -> list[EnforcerStatus]:
         """Return how each working backend is doing."""
         probes = self.probe()
         found = [backend.status() for backend in self._backends if probes[backend.name].ok]
-        if not self._trouble:
+        trouble = self._trouble or self._unplaced
+        if not trouble:
             return found
-        return [msgspec.structs.replace(s, healthy=False, detail=s.detail or self._trouble) for s in found]
+        return [msgspec.structs.replace(s, healthy=False, detail=s.detail or trouble) for s in found]
 
     def close(self) -> None:
         """Stop enforcing. Idempotent."""

@@ -57,6 +57,18 @@ def own():
             done.append(err.strerror)
     return " ".join(done)
 
+def query(name):
+    # As a resolver of the agent's own would ask.
+    labels = b"".join(bytes([len(label)]) + label for label in name.split(b"."))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.settimeout(20)
+        try:
+            s.sendto(b"\0\1\1\0\0\1\0\0\0\0\0\0" + labels + b"\0\0\1\0\1", ("127.0.0.1", 53))
+            s.recv(512)
+        except OSError as err:
+            return str(err.strerror or err)
+    return "ok"
+
 while going:
     for asked in folder.glob("ask-*"):
         name, number = asked.name.split("-")[1:]
@@ -69,6 +81,8 @@ while going:
                 said = msgspec.json.encode(enforcer.status()).decode()
             elif name == "own":
                 said = own()
+            elif name == "query":
+                said = query(raw)
             else:
                 enforcer.release()
                 said = "released"

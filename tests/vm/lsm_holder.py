@@ -1,7 +1,8 @@
 """Runs in a VM: holds rules with the kernel enforcer and answers requests on a UNIX socket, one JSON object a line each way.
 
 Requests: {"do": "apply", "rules": RuleSet as JSON}, {"do": "swap", "turns": [...]}: several, one after the other,
-{"do": "events"}: those since the last request, {"do": "status"},
+{"do": "workloads", "workloads": [...]}, {"do": "events"}: those since the last request, {"do": "cgroups"}: likewise,
+{"do": "status"},
 {"do": "close"}, {"do": "release"}. Answers have "error" when the enforcer raised. Started by ``lsm.Guard``; ends by ``SIGKILL``.
 """
 
@@ -19,9 +20,13 @@ import msgspec
 from garrison.common.errors import GarrisonError
 from garrison.common.events import Event
 from garrison.common.policy.rules import RuleSet
+from garrison.minion.enforcers.base import CgroupMade
 from garrison.minion.enforcers.bpf_lsm import pins
 from garrison.minion.enforcers.bpf_lsm.enforcer import BpfLsmEnforcer
 from garrison.minion.enforcers.bpf_lsm.options import EventRate, LsmOptions, Tamper
+from garrison.minion.workloads.model import Workload
+
+cgroups: queue.SimpleQueue[CgroupMade] = queue.SimpleQueue()
 
 
 def answer(enforcer: BpfLsmEnforcer, events: queue.SimpleQueue[Event], request: dict[str, Any]) -> Any:
@@ -31,6 +36,10 @@ def answer(enforcer: BpfLsmEnforcer, events: queue.SimpleQueue[Event], request: 
             return enforcer.apply(msgspec.convert(request["rules"], RuleSet))
         case "swap":
             return [enforcer.apply(rules) for rules in msgspec.convert(request["turns"], list[RuleSet])][-1]
+        case "workloads":
+            return enforcer.set_workloads(msgspec.convert(request["workloads"], list[Workload]))
+        case "cgroups":
+            return [cgroups.get() for _ in range(cgroups.qsize())]
         case "events":
             return [events.get() for _ in range(events.qsize())]
         case "status":
@@ -49,6 +58,7 @@ def main() -> None:
     per_s, burst = map(int, sys.argv[4:])
     options = LsmOptions(tamper=Tamper[sys.argv[2]], rate=EventRate(per_s=per_s, burst=burst))
     enforcer = BpfLsmEnforcer(events.put, options=options)
+    enforcer.watch_cgroups(cgroups.put)
     listening = socket.socket(socket.AF_UNIX)
     Path(sys.argv[1]).unlink(missing_ok=True)
     listening.bind(sys.argv[1])

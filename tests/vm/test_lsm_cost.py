@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from garrison.common.policy.rules import WorkloadScope
 from vm.lab import BENCH, Lab
 from vm.lsm import Guard, file, process
 
@@ -89,6 +90,9 @@ def test_cost_does_not_grow_with_the_number_of_rules(guard: Guard) -> None:
     many = _measure(guard, f"{RULES} rules")
     guard.hold(file("/srv/cost/*/secret*"), file("/srv/**/*.key"), process("/usr/bin/base64"))
     _measure(guard, "two globs")
+    elsewhere = WorkloadScope(labels=("app=web",))
+    guard.hold(file("/srv/cost/secret"), process("/usr/bin/base64"), file("/srv/cost/more", scope=elsewhere))
+    _measure(guard, "one rule for a workload besides, outside of it")
 
     assert none["open"] < empty["open"]  # else nothing was measured
     for what in one:

@@ -4,6 +4,7 @@ Rules of this file:
 - Programs and maps are pinned. An agent that starts finds them and takes over; nothing is detached in between.
 - Two copies of every table: the one that is not active is filled, then one number is switched. Each decision is made by exactly
   one generation.
+- Workloads come and go without a new generation, unless they are selected in a way that the present one does not know.
 - Fail-closed: a path that cannot be told counts as one that block rules name. A generation that does not fit is not switched to.
 - While rules are on trial (``hold``) the copy with those before is not touched, and one write brings them back.
 - ``close`` leaves everything in force. Only ``release`` takes it away.
@@ -12,12 +13,13 @@ Owns: the programs' life, pins, generations. Does not own: what rules mean (``pr
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,25 +27,29 @@ from garrison.bpf.cgroups import CgroupNames, cgroup2_root
 from garrison.bpf.loader import BpfMap, MapType, Object, object_path, open_pinned_map
 from garrison.bpf.pathhash import KEY_BYTES, PathHasher
 from garrison.bpf.ring import RingReader
-from garrison.common.errors import BackendUnsupportedError, GarrisonError, KernelError
+from garrison.common.errors import BackendUnsupportedError, CompileError, GarrisonError, KernelError
 from garrison.common.frames import RuleReport
 from garrison.common.policy.rules import RuleSet
-from garrison.minion.enforcers.base import Emit, Enforcer, EnforcerStatus, MapWrite, Probe
+from garrison.minion.enforcers.base import CgroupMade, Emit, Enforcer, EnforcerStatus, MapWrite, Probe
 from garrison.minion.enforcers.bpf_lsm.events import COUNTERS
 from garrison.minion.enforcers.bpf_lsm.inodes import Inodes
-from garrison.minion.enforcers.bpf_lsm.layout import TABLES, Tables, TableType, lay_out
+from garrison.minion.enforcers.bpf_lsm.layout import TABLES, Tables, TableType, lay_out, lay_out_cgroups
 from garrison.minion.enforcers.bpf_lsm.options import LsmOptions
 from garrison.minion.enforcers.bpf_lsm.pins import OUR_TABLE, PinnedRules, Pins, remove
-from garrison.minion.enforcers.bpf_lsm.program import compile_program
-from garrison.minion.enforcers.bpf_lsm.report import BACKEND, report_rules
+from garrison.minion.enforcers.bpf_lsm.profiles import UNKNOWN_PROFILE, Placements, needed_profiles
+from garrison.minion.enforcers.bpf_lsm.program import Program, compile_program
+from garrison.minion.enforcers.bpf_lsm.report import BACKEND
+from garrison.minion.enforcers.bpf_lsm.residents import Residents, change_cgroups, missed_cgroups, shortage
 from garrison.minion.enforcers.bpf_lsm.subject_events import SUBJECT_COUNTERS
 from garrison.minion.enforcers.bpf_lsm.suppressed import Suppressed
 from garrison.minion.enforcers.bpf_lsm.telling import Teller
+from garrison.minion.workloads.model import Workload
 
 __all__ = ["PINS", "BpfLsmEnforcer"]
 
 PINS: Final = Path("/sys/fs/bpf/garrison")
 _INNER_MAP: Final = 1 << 12  # BPF_F_INNER_MAP: numbered tables of a copy may have any size
+_NO_PREALLOC: Final = 1  # BPF_F_NO_PREALLOC: room for rows that may never come
 _KEPT_GENERATIONS: Final = 8  # whose events may still be in the ring
 _ZERO: Final = bytes(4)
 _U32: Final = struct.Struct("=I")
@@ -55,7 +61,7 @@ _log = logging.getLogger(__name__)
 
 
 class BpfLsmEnforcer(Enforcer):
-    """Holds process, file, network and capability rules for the whole machine.
+    """Holds rules on programs, files, networks, domains and capabilities, and presets, for the whole machine.
 
     Args:
         emit: Takes alerts.
@@ -68,6 +74,7 @@ class BpfLsmEnforcer(Enforcer):
     def __init__(self, emit: Emit, *, pins: Path = PINS, options: LsmOptions | None = None) -> None:
         self._emit, self._pins, self._options = emit, Pins(pins), options or LsmOptions()
         self._lock = threading.Lock()
+        self._changing = threading.RLock()  # held while a generation is made: figures can be asked for meanwhile
         self._probe: Probe | None = None
         self._maps: dict[str, BpfMap] = {}
         self._hasher: PathHasher | None = None
@@ -75,7 +82,11 @@ class BpfLsmEnforcer(Enforcer):
         self._teller: Teller | None = None
         self._names: CgroupNames | None = None
         self._generation = 0
+        self._held: tuple[RuleSet, Program] | None = None
         self._kept: int | None = None
+        self._placements: Placements = {}
+        self._before: tuple[tuple[RuleSet, Program] | None, Placements] = (None, {})
+        self._residents = Residents(self._pins)
 
     # ---- Enforcer ------------------------------------------------------------------------------------------------------
     def probe(self) -> Probe:
@@ -93,17 +104,24 @@ class BpfLsmEnforcer(Enforcer):
 
     def compile(self, rules: RuleSet) -> tuple[RuleReport, ...]:
         """Return what becomes of each rule that it knows."""
-        return report_rules(rules)
+        return self._residents.report(rules, self._shortage())
 
     def apply(self, rules: RuleSet) -> tuple[RuleReport, ...]:
         """Enforce ``rules`` from the next operation on."""
         if not (probe := self.probe()).ok:
             raise BackendUnsupportedError(f"{BACKEND} cannot be used: {probe.reason}")
-        program = compile_program(rules)
+        with self._changing:
+            self._switch(rules)
+            return self._residents.report(rules, self._shortage())
+
+    def _switch(self, rules: RuleSet) -> None:
         with self._lock:
             teller = self._take_over()
+        placements = self._residents.placed(rules)
+        program = compile_program(rules, needed_profiles(placements))
+        with self._lock:
             number = self._generation + 1
-            tables = lay_out(program, number, hasher=self._held_hasher(), inode_of=Inodes().of)
+            tables = lay_out(program, number, hasher=self._held_hasher(), inode_of=Inodes().of, placements=placements)
             copy = self._free_copy()
             for name in TABLES:
                 self._fill(name, copy, tables)
@@ -111,10 +129,11 @@ class BpfLsmEnforcer(Enforcer):
             teller.rules[number] = program.rules
             self._maps["active"].update(_ZERO, _U32.pack(copy))
             self._generation = number
+            self._held, self._placements = (rules, program), placements
+            self._residents.keep()
             self._protect()
             self._retire_others()
             teller.forget(number - _KEPT_GENERATIONS)
-        return report_rules(rules)
 
     def hold(self) -> Sequence[MapWrite]:
         """Keep the active copy as it is."""
@@ -122,39 +141,54 @@ class BpfLsmEnforcer(Enforcer):
             raise BackendUnsupportedError(f"{BACKEND} cannot be used: {probe.reason}")
         with self._lock:
             self._take_over()
-            self._kept = self._active()
+            self._kept, self._before = self._active(), (self._held, self._placements)
             active, agent = self._maps["active"], self._maps["agent"]
             # Back to the copy; then nobody is the agent any more, so that protection lets the agent be ended and replaced.
             return (MapWrite(active.fd, _ZERO, _U32.pack(self._kept)), MapWrite(agent.fd, _ZERO, self._no_agent()))
 
     def go_back(self, rules: RuleSet) -> None:
         """Switch to the copy that was kept."""
-        with self._lock:
-            kept, self._kept = self._kept, None
+        with self._changing:
+            with self._lock:
+                kept, self._kept = self._kept, None
+                if kept is not None:
+                    self._maps["active"].update(_ZERO, _U32.pack(kept))
+                    self._held, self._placements = self._before
             if kept is not None:
-                self._maps["active"].update(_ZERO, _U32.pack(kept))
-        if kept is None:
-            self.apply(rules)
+                self._catch_up()
+                return
+        self.apply(rules)
 
     def keep(self) -> None:
         """Let the next rules be written over those before."""
-        with self._lock:
-            self._kept = None
+        with self._changing:
+            with self._lock:
+                self._kept = None
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        # Workloads that came during a trial and are selected in a way that its rules did not know counted as unknown so far.
+        if self._held is None:
+            return
+        try:
+            self._settle(*self._held)
+        except KernelError as err:
+            _log.error("workloads=untold error=%s", err)
 
     def status(self) -> EnforcerStatus:
         """Return figures since the programs were loaded, lost events by rule among them."""
         with self._lock:
             if self._teller is not None:
                 self._teller.sum_up()
-            counters = self._counters()
+            counters = self._counters() | {"workloads": len(self._placements)}
             reader = self._reader
-        if reader is not None and not reader.alive:
-            return EnforcerStatus(backend=BACKEND, healthy=False, detail="events are no longer read", counters=counters)
-        return EnforcerStatus(backend=BACKEND, healthy=True, counters=counters)
+        detail = "events are no longer read" if reader is not None and not reader.alive else self._shortage()
+        return EnforcerStatus(backend=BACKEND, healthy=not detail, detail=detail, counters=counters)
 
     def close(self) -> None:
         """Stop reading events. What is enforced stays enforced."""
-        with self._lock:
+        self._residents.close()  # without a lock: whom it tells may be about to set workloads
+        with self._changing, self._lock:
             self._kept = None
             if self._reader is not None:
                 self._reader.close()
@@ -168,11 +202,51 @@ class BpfLsmEnforcer(Enforcer):
             for held in self._maps.values():
                 held.close()
             self._maps = {}
+            self._held = None
 
     def release(self) -> None:
         """Take everything away."""
         self.close()
         self._pins.remove_all()
+
+    # ---- workloads -------------------------------------------------------------------------------------------------------
+    def set_workloads(self, workloads: Sequence[Workload]) -> None:
+        """Take these for all workloads of the node, from the next operation on.
+
+        Raises:
+            KernelError: The kernel refused; the previous ones still hold.
+        """
+        with self._changing, self._residents.told(workloads) as news:
+            if news and self._held is not None:  # else the next rules bring them
+                self._settle(*self._held)
+
+    def watch_cgroups(self, take: Callable[[CgroupMade], None]) -> None:
+        """Call ``take`` with each cgroup that is made, from a thread of its own, while programs are attached."""
+        with self._lock:
+            self._residents.watch(take)
+            self._residents.feed(self._maps)
+
+    def _settle(self, rules: RuleSet, program: Program) -> None:
+        """Bring the kernel's table of cgroups up to date, with a new generation if it must be."""
+        placements = self._residents.placed(rules)
+        new = any(program.profiles.number(profile) == UNKNOWN_PROFILE for profile in needed_profiles(placements))
+        if new and self._kept is None:  # on trial there is no table to write; _catch_up() comes when it ends
+            try:
+                self._switch(rules)
+            except CompileError as err:
+                # What is new counts as unknown then: it is refused what any workload is.
+                _log.error("workloads=untold error=%s", err)
+            else:
+                return
+        before, after = (lay_out_cgroups(p, program.profiles, self._held_hasher()) for p in (self._placements, placements))
+        with self._lock:
+            with self._inner("cgroups", self._active()) as table:
+                change_cgroups(table, self._maps["workload_figures"], before, after)
+            self._placements = placements
+            self._residents.keep()
+
+    def _shortage(self) -> str:
+        return shortage(self._placements, self._held[1].profiles) if self._held else ""
 
     # ---- taking over -----------------------------------------------------------------------------------------------------
     def _take_over(self) -> Teller:
@@ -195,6 +269,7 @@ class BpfLsmEnforcer(Enforcer):
         self._teller = Teller(self._emit, kept, suppressed, self._cgroup)
         self._reader = RingReader(self._maps["events"], self._teller.take, name="lsm-events")
         self._note_agent()
+        self._residents.feed(self._maps)
         return self._teller
 
     def _retire_others(self) -> None:
@@ -274,14 +349,19 @@ class BpfLsmEnforcer(Enforcer):
         return free
 
     def _head(self, copy: int) -> bytes:
-        raw = self._maps["heads"].lookup(_U32.pack(copy))
-        if raw is None:
+        if self._maps["heads"].lookup(_U32.pack(copy)) is None:
             return b""
-        with_id = BpfMap.by_id(_U32.unpack(raw)[0], name="heads")
+        with self._inner("heads", copy) as table:
+            return table.lookup(_ZERO) or b""
+
+    @contextlib.contextmanager
+    def _inner(self, name: str, copy: int) -> Iterator[BpfMap]:
+        number: int = _U32.unpack(self._maps[name].lookup(_U32.pack(copy)) or _ZERO)[0]
+        table = BpfMap.by_id(number, name=name)
         try:
-            return with_id.lookup(_ZERO) or b""
+            yield table
         finally:
-            with_id.close()
+            table.close()
 
     def _fill(self, name: str, copy: int, tables: Tables) -> None:
         rows, kind = tables[name], TABLES[name]
@@ -301,6 +381,7 @@ class BpfLsmEnforcer(Enforcer):
             total[name] = self._maps["counters"].lookup_sum(_U32.pack(index))
         for index, name in enumerate(SUBJECT_COUNTERS):
             total[name] = self._maps["subject_counters"].lookup_sum(_U32.pack(index))
+        total["cgroups_missed"] = missed_cgroups(self._maps["workload_figures"])
         lost = self._maps["lost"]
         for key in list(lost.keys()):
             name = self._lost_name(*_LOST_KEY.unpack(key))
@@ -319,6 +400,8 @@ class BpfLsmEnforcer(Enforcer):
 
 
 def _make_table(name: str, kind: TableType, rows: int) -> BpfMap:
+    if kind.rows_max:
+        return BpfMap.create(MapType.HASH, kind.key_bytes, kind.value_bytes, kind.rows_max, name=name, flags=_NO_PREALLOC)
     map_type, flags = (MapType.HASH, 0) if kind.keyed else (MapType.ARRAY, _INNER_MAP)
     return BpfMap.create(map_type, kind.key_bytes, kind.value_bytes, max(rows, 1), name=name, flags=flags)
 

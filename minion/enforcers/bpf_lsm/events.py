@@ -10,7 +10,7 @@ from garrison.bpf.cgroups import container_of, unit_of
 from garrison.bpf.records import ACTOR_BYTES, ActorRecord, cut_args, decode_actor, decode_names, proc_args, proc_link
 from garrison.common.errors import FrameError
 from garrison.common.events import Actor, Event, Kind, Lane, Scalar
-from garrison.common.policy.rules import Rule, Verdict
+from garrison.common.policy.rules import Entity, Other, Rule, Verdict
 from garrison.minion.enforcers.bpf_lsm.report import BACKEND
 
 __all__ = [
@@ -44,6 +44,8 @@ _OPERATIONS: Final = (
     "map_shared",
     "receive",
     "exec",
+    "map_anonymous",
+    "follow",
 )
 _EXEC_KILLED: Final = 11
 _SUMMARY: Final = "summary"
@@ -82,6 +84,7 @@ class DecisionRecord(NamedTuple):
     killed: bool = False  # it could not be refused any more: the program was ended before its first instruction
     repeats: int = 0  # like operations that were only counted since the last record
     suppressed: int = 0  # events of the rule that were only counted so far
+    server: str = ""  # of a query
 
 
 def decode_decision(raw: bytes) -> DecisionRecord:
@@ -120,6 +123,8 @@ def alert(record: DecisionRecord, rule: Rule, cgroup: str, *, more: int = 0) -> 
         "tags": list(rule.tags),
         "by_posture": record.by_posture or None,
         "inode": record.inode or None,
+        "server": record.server or None,
+        "preset": rule.target.value if rule.entity is Entity.PRESET and isinstance(rule.target, Other) else None,
         "repeats": record.repeats + more or None,
     }
     return Event(

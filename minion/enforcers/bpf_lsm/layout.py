@@ -15,25 +15,29 @@ from typing import Final
 import msgspec
 
 from garrison.bpf.pathhash import PathHasher
+from garrison.common import limits
 from garrison.common.policy.match import Decision
 from garrison.common.policy.rules import Entity, PathKind, PathTarget, Verdict
-from garrison.minion.enforcers.bpf_lsm.program import ANY_CLASS, Node, PathSets, Program, Record
-from garrison.minion.enforcers.bpf_lsm.subjects import SUBJECTS, capability_bits
+from garrison.minion.enforcers.bpf_lsm.domains import domain_hash
+from garrison.minion.enforcers.bpf_lsm.profiles import HOST_PROFILE, Placements, Profiles, workload_scopes
+from garrison.minion.enforcers.bpf_lsm.program import Node, PathSets, Program, Record
+from garrison.minion.enforcers.bpf_lsm.subjects import SUBJECTS, capability_bits, preset_bits
 
-__all__ = ["ENTITIES", "TABLES", "TableType", "Tables", "lay_out", "rule_at"]
+__all__ = ["ENTITIES", "TABLES", "TableType", "Tables", "lay_out", "lay_out_cgroups", "rule_at"]
 
 ENTITIES: Final = (Entity.PROCESS, Entity.FILE)  # enum entity
 _VERDICTS: Final = {Verdict.ALLOW: 1, Verdict.AUDIT: 2, Verdict.BLOCK: 3}  # enum verdict; 0: nothing fired or granted
 _OUTCOME: Final = struct.Struct("=BBxxI")
 _NODE: Final = struct.Struct("=10I")
-_HEAD: Final = struct.Struct("=9I256s")
+_HEAD: Final = struct.Struct("=10I256s")
 _PAIR: Final = struct.Struct("=II")
 _TRIPLE: Final = struct.Struct("=III")
 _INODE: Final = struct.Struct("=QI4x")
 _ARG: Final = struct.Struct("=IIQ")
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
-_SUBJECT_HEAD: Final = struct.Struct("=QQII")
+_SUBJECT_HEAD: Final = struct.Struct("=QQ6I")
+_ARGUMENT_BYTES: Final = 256  # ARG_BYTES of enforce.h
 _POSTURE_OF: Final = 0xFFFF_FFFF
 _POSTURES: Final = ENTITIES + SUBJECTS
 
@@ -45,11 +49,19 @@ Tables = Mapping[str, Mapping[bytes, bytes]]
 
 
 class TableType(msgspec.Struct, frozen=True):
-    """What a table's map is made as: keyed or numbered rows, and the sizes of key and value in bytes."""
+    """What a table's map is made as.
+
+    Attributes:
+        keyed: Keyed, or numbered rows.
+        key_bytes: Size of a key.
+        value_bytes: Size of a value.
+        rows_max: Room for rows that come later; 0 for a table that is filled once.
+    """
 
     keyed: bool
     key_bytes: int
     value_bytes: int
+    rows_max: int = 0
 
 
 TABLES: Final[Mapping[str, TableType]] = {
@@ -67,6 +79,8 @@ TABLES: Final[Mapping[str, TableType]] = {
     "inodes": TableType(True, _INODE.size, _TRIPLE.size),
     "subject_heads": TableType(False, 4, _SUBJECT_HEAD.size),
     "class_capabilities": TableType(True, 4, 8),
+    "cgroups": TableType(True, 8, _PAIR.size, rows_max=limits.LSM_WORKLOADS_MAX),
+    "domains": TableType(True, 8, _PAIR.size),
 }
 
 
@@ -76,6 +90,7 @@ def lay_out(
     *,
     hasher: PathHasher,
     inode_of: InodeOf,
+    placements: Placements | None = None,
 ) -> Tables:
     """Return all tables of ``program``.
 
@@ -84,6 +99,7 @@ def lay_out(
         generation: Number that its events carry; at least 1.
         hasher: Keyed as the loaded programs are.
         inode_of: Tells which file a path leads to now.
+        placements: Where workloads are; nowhere when not given.
     """
     rows, records = _rows(program)
     anchors, inodes = dict(_anchors(program, hasher, inode_of)), dict(_inodes(program, inode_of))
@@ -98,7 +114,17 @@ def lay_out(
         "rows": rows,
         "records": records,
         "inodes": inodes,
-        **_subjects(program, generation),
+        **_subjects(program, generation, (inode_of("/") or (0, 0))[0]),
+        "domains": {_U64.pack(domain_hash(hasher, domain)): _PAIR.pack(*sets) for domain, sets in program.domains.sets.items()},
+        "cgroups": lay_out_cgroups(placements or {}, program.profiles, hasher),
+    }
+
+
+def lay_out_cgroups(placements: Placements, profiles: Profiles, hasher: PathHasher) -> dict[bytes, bytes]:
+    """Return the table of cgroups alone, which changes more often than rules do."""
+    return {
+        _U64.pack(hasher.path(path)): _PAIR.pack(profiles.number(placed.profile), placed.sticky)
+        for path, placed in placements.items()
     }
 
 
@@ -116,6 +142,7 @@ def _head(program: Program, generation: int, *, has_anchors: bool, has_inodes: b
         bool(program.arguments),
         bool(program.postures),
         has_inodes,
+        bool(workload_scopes(program.rules)),
         *(program.unresolved[entity] for entity in ENTITIES),
         program.globs.classes if program.globs else bytes(256),
     )
@@ -157,14 +184,14 @@ def _rows(program: Program) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
     indexes: dict[bytes, int] = {}
     rows: dict[bytes, bytes] = {}
 
-    def row(found: int, class_: int, record: Record) -> None:
+    def row(found: int, subject: int, record: Record) -> None:
         packed = b"".join(_outcome(decision, numbers) for decision in record)
-        rows[_PAIR.pack(found, class_)] = _U32.pack(indexes.setdefault(packed, len(indexes)))
+        rows[_PAIR.pack(found, subject)] = _U32.pack(indexes.setdefault(packed, len(indexes)))
 
-    for (found, class_), record in program.records.items():
-        row(found, class_, record)
-    for (entity, class_), decision in program.postures.items():
-        row(_POSTURE_OF - _POSTURES.index(entity), class_, (decision,) * 16)
+    for (found, subject), record in program.records.items():
+        row(found, subject, record)
+    for (entity, subject), decision in program.postures.items():
+        row(_POSTURE_OF - _POSTURES.index(entity), subject, (decision,) * 16)
     return rows, _numbered(iter(indexes))
 
 
@@ -175,10 +202,17 @@ def _outcome(decision: Decision | None, numbers: Mapping[str, int]) -> bytes:
 
 
 def _args(program: Program, hasher: PathHasher) -> Iterator[tuple[bytes, bytes]]:
-    for number, listed in program.arguments.items():
+    for (number, profile), listed in program.arguments.items():
+        if profile != HOST_PROFILE:
+            yield _ARG.pack(number, _listing(profile), 0), _U32.pack(1)  # it has a list of its own, however short
         for argument in listed:
             raw = argument.encode("utf-8", "surrogateescape")
-            yield _ARG.pack(number, len(raw), hasher.argument(raw)), _U32.pack(1)
+            if len(raw) < _ARGUMENT_BYTES:  # longer ones are listed nowhere
+                yield _ARG.pack(number, _listing(profile) | len(raw), hasher.argument(raw)), _U32.pack(1)
+
+
+def _listing(profile: int) -> int:
+    return profile << 16
 
 
 def _inodes(program: Program, inode_of: InodeOf) -> Iterator[tuple[bytes, bytes]]:
@@ -211,10 +245,20 @@ def _anchors(program: Program, hasher: PathHasher, inode_of: InodeOf) -> Iterato
             yield _INODE.pack(number, device), _U64.pack(hasher.path(path))
 
 
-def _subjects(program: Program, generation: int) -> dict[str, dict[bytes, bytes]]:
-    bits = capability_bits(program.records, program.postures, anyone=ANY_CLASS)
-    network = any(rule.entity is Entity.NETWORK for rule in program.rules)
+def _subjects(program: Program, generation: int, root_device: int) -> dict[str, dict[bytes, bytes]]:
+    bits = capability_bits(program.records, program.postures)
+    network, dns = (any(rule.entity is entity for rule in program.rules) for entity in (Entity.NETWORK, Entity.DNS))
+    head = _SUBJECT_HEAD.pack(
+        bits.all,
+        bits.anyone,
+        generation,
+        network,
+        dns,
+        program.domains.unreadable,
+        preset_bits(program.rules),
+        root_device,
+    )
     return {
-        "subject_heads": {_U32.pack(0): _SUBJECT_HEAD.pack(bits.all, bits.anyone, generation, network)},
-        "class_capabilities": {_U32.pack(class_): _U64.pack(own) for class_, own in bits.classes.items()},
+        "subject_heads": {_U32.pack(0): head},
+        "class_capabilities": {_U32.pack(subject): _U64.pack(own) for subject, own in bits.subjects.items()},
     }

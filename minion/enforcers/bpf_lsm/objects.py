@@ -14,14 +14,27 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from garrison.bpf.loader import BpfMap, Object, Program, object_path
+from garrison.bpf.cgroups import cgroup2_root
+from garrison.bpf.loader import BpfMap, Link, Object, Program, object_path
 
-__all__ = ["OBJECTS", "attachable", "load_all", "version"]
+__all__ = ["OBJECTS", "attach", "attachable", "load_all", "version"]
 
-OBJECTS: Final = ("enforce_exec", "enforce_files", "enforce_maps", "enforce_network", "enforce_capabilities", "watch", "protect")
+OBJECTS: Final = (
+    "enforce_exec",
+    "enforce_files",
+    "enforce_maps",
+    "enforce_network",
+    "enforce_capabilities",
+    "enforce_presets",
+    "enforce_entry",
+    "enforce_dns",
+    "watch",
+    "protect",
+)
 # Programs for hooks that not every kernel has: object -> program -> hook.
 _OPTIONAL: Final[Mapping[str, Mapping[str, str]]] = {"enforce_files": {"guard_ftruncate": "file_truncate"}}
-_ATTACHED: Final = ("guard_", "watch_")  # names of programs that are attached; others are run
+_ON_CGROUP: Final = "egress_"  # names of programs that are attached to the root of cgroups
+_ATTACHED: Final = ("guard_", "watch_", _ON_CGROUP)  # names of programs that are attached; others are run
 
 
 def load_all(rodata: Mapping[str, bytes], into: list[Object]) -> None:
@@ -60,6 +73,16 @@ def attachable(loaded: Sequence[Object]) -> list[Program]:
         left_out = _OPTIONAL.get(name, {}).keys() - set(_offered(name))
         found += [p for p in made.programs.values() if p.name.startswith(_ATTACHED) and p.name not in left_out]
     return found
+
+
+def attach(program: Program) -> Link:
+    """Attach a program where it belongs.
+
+    Raises:
+        KernelError: The kernel refused.
+        BackendUnsupportedError: There is no cgroup v2 to attach it to.
+    """
+    return program.attach_cgroup(cgroup2_root()) if program.name.startswith(_ON_CGROUP) else program.attach()
 
 
 def version() -> str:

@@ -1,16 +1,18 @@
 """What stays in the kernel between agents: maps, links, and the rules behind each generation, pinned on a bpffs.
 
-    PINS/<version>/maps/<name>  links/<program>  rules/<generation>
+    PINS/<version>/maps/<name>  links/<program>  rules/<generation>  workloads
 
 Rules of this file:
 - A folder with ``links/ready`` in it is complete; others were left by an agent that died while it installed, and are removed.
 - A new version is attached beside the old one, and the old one's links go only when the new one holds rules.
 - Rules are kept with the tables that they are in, so events that nobody was there to read can be named later.
+- Workloads are kept, so that the next agent's first generation, of this version or another, has those that the last one knew.
 Owns: names and order of pins. Does not own: loading (``objects``), tables (``layout``).
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
 import shutil
 import struct
@@ -23,15 +25,17 @@ import msgspec
 
 from garrison.bpf.loader import BpfMap, MapType, Object, open_pinned_map
 from garrison.bpf.pathhash import KEY_BYTES, PathHasher
+from garrison.common.errors import KernelError
 from garrison.common.policy.rules import Rule
 from garrison.minion.enforcers.bpf_lsm.layout import TABLES
-from garrison.minion.enforcers.bpf_lsm.objects import attachable, load_all, version
+from garrison.minion.enforcers.bpf_lsm.objects import attach, attachable, load_all, version
+from garrison.minion.workloads.model import Workload
 
 __all__ = ["OUR_TABLE", "PinnedRules", "Pins", "remove"]
 
 _SHARED: Final = (
     *TABLES, "active", "epoch", "agent", "events", "lost", "counters", "subjects", "locations", "secret", "protection", "ours",
-    "exempt", "repeats", "subject_counters", "event_rate", "rule_rates", "rule_told",
+    "exempt", "repeats", "subject_counters", "event_rate", "rule_rates", "rule_told", "workload_figures", "cgroups_made",
 )  # fmt: skip
 _ZERO: Final = bytes(4)
 _OURS: Final = struct.Struct("=Q")
@@ -39,6 +43,9 @@ OUR_TABLE: Final = struct.pack("=I", 1)  # map ``ours``: numbers that change wit
 _OUR_OWN: Final = struct.pack("=I", 2)  # and those that stay
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final = msgspec.msgpack.Decoder(tuple[Rule, ...])
+_WORKLOADS: Final = msgspec.msgpack.Decoder(tuple[Workload, ...])
+
+_log = logging.getLogger(__name__)
 
 
 class Pins:
@@ -105,13 +112,30 @@ class Pins:
             for name in _SHARED:
                 makers[name].pin_map(name, self.folder / "maps" / name)
             for program in attachable(self._loaded):
-                program.attach().pin(self.folder / "links" / program.name)
+                attach(program).pin(self.folder / "links" / program.name)
             (self.folder / "links" / "ready").mkdir()
         except BaseException:
             remove(self.folder)
             raise
         finally:
             self.close()
+
+    def keep_workloads(self, workloads: Sequence[Workload]) -> None:
+        """Keep these for the next agent, instead of those before."""
+        whole, part = self.folder / "workloads", self.folder / "workloads-new"  # no dot: a bpffs takes none
+        part.unlink(missing_ok=True)
+        _pin_value(part, _ENCODER.encode(workloads), name="workloads")
+        part.rename(whole)
+
+    def known_workloads(self) -> tuple[Workload, ...]:
+        """Return what was kept last by this version, or else by another."""
+        for folder in (self.folder, *self.others()):
+            if (folder / "workloads").exists():
+                try:
+                    return _WORKLOADS.decode(_pinned_value(folder / "workloads"))
+                except (msgspec.DecodeError, zlib.error, KernelError) as err:
+                    _log.warning("pins=%s workloads=unreadable error=%s", folder, err)  # another version's; soon found anew
+        return ()
 
     def close(self) -> None:
         """Let go of what was loaded; what is pinned stays. Idempotent."""
@@ -135,14 +159,8 @@ class PinnedRules:
 
     def keep(self, generation: int, rules: Sequence[Rule], keep_last: int) -> None:
         """Keep the rules of a generation, and drop all but the last ones."""
-        raw = zlib.compress(_ENCODER.encode(rules))
         (self._folder / str(generation)).unlink(missing_ok=True)
-        made = BpfMap.create(MapType.ARRAY, 4, len(raw), 1, name="rules")
-        try:
-            made.update(_ZERO, raw)
-            made.pin(self._folder / str(generation))
-        finally:
-            made.close()
+        _pin_value(self._folder / str(generation), _ENCODER.encode(rules), name="rules")
         for number in self._generations():
             if number <= generation - keep_last:
                 (self._folder / str(number)).unlink()
@@ -155,11 +173,25 @@ class PinnedRules:
         return sorted(int(path.name) for path in self._folder.iterdir()) if self._folder.is_dir() else ()
 
     def _read(self, generation: int) -> tuple[Rule, ...]:
-        held = open_pinned_map(self._folder / str(generation))
-        try:
-            return _DECODER.decode(zlib.decompress(held.lookup(_ZERO) or b""))
-        finally:
-            held.close()
+        return _DECODER.decode(_pinned_value(self._folder / str(generation)))
+
+
+def _pin_value(path: Path, raw: bytes, *, name: str) -> None:
+    packed = zlib.compress(raw)
+    made = BpfMap.create(MapType.ARRAY, 4, len(packed), 1, name=name)
+    try:
+        made.update(_ZERO, packed)
+        made.pin(path)
+    finally:
+        made.close()
+
+
+def _pinned_value(path: Path) -> bytes:
+    held = open_pinned_map(path)
+    try:
+        return zlib.decompress(held.lookup(_ZERO) or b"")
+    finally:
+        held.close()
 
 
 def remove(folder: Path) -> None:

@@ -4,8 +4,10 @@ Rules of this file:
 - Pure. ``Program.decide`` walks the tables exactly as the BPF programs do; tests hold it equal to ``common.policy.match.decide``.
 - A path is looked up once: component by component in the tree (exact paths, directories), byte by byte in the automaton (globs),
   and by its last component (names). Each answer is the number of a *set* of rules, whose outcomes were weighed at compile time.
-- A subject is looked up once, at exec: its program's path leads to a *class*, the set of sources that it answers to.
-- An outcome depends on set, class and four conditions (owner, write, terminal, arguments): a record of 16 entries, shared.
+- An actor is looked up once: its program's path leads to a *class*, the set of sources that it answers to, its cgroup to a
+  *profile*, the set of scopes that it is in. Both make its *subject*.
+- An outcome depends on set, subject and four conditions (owner, write, terminal, arguments): a record of 16 entries, shared. A
+  profile has entries of its own only for sets about which one of its rules speaks, and then for every class that the set has.
 - Nothing here costs more for more rules but memory, and that is capped: past a cap compiling fails, naming the cap.
 Owns: what is looked up, in which order, and what falls back to what. Does not own: how tables are laid out in maps.
 """
@@ -24,12 +26,22 @@ import msgspec
 from garrison.common import limits
 from garrison.common.errors import CompileError
 from garrison.common.policy.match import Decision, Operation, makes_list, weigh, weigh_posture
-from garrison.common.policy.rules import Entity, HostScope, PathKind, PathTarget, Rule, RuleSet, Verdict
+from garrison.common.policy.rules import Entity, PathKind, PathTarget, Rule, RuleSet, Verdict
 from garrison.minion.enforcers.bpf_lsm.dfa import Dfa, build_dfa
+from garrison.minion.enforcers.bpf_lsm.domains import Domains, number_domains
+from garrison.minion.enforcers.bpf_lsm.profiles import (
+    ANY_CLASS,
+    CLASS_MAX,
+    HOST_PROFILE,
+    Profile,
+    Profiles,
+    fallbacks,
+    speaks_in,
+    subject_of,
+)
 from garrison.minion.enforcers.bpf_lsm.subjects import SUBJECTS, subject_set, subject_sets
 
 __all__ = [
-    "ANY_CLASS",
     "ARGS_LISTED",
     "CONDITIONS",
     "NO_SET",
@@ -43,7 +55,6 @@ __all__ = [
 ]
 
 NO_SET: Final = 0  # no rule named the path
-ANY_CLASS: Final = 0  # a program that no source names
 UNKNOWN_CLASS: Final = 1  # a program whose path cannot be told: sources of block rules count, sources of allow rules do not
 OWNER, WRITE, TTY, ARGS_LISTED = 1, 2, 4, 8  # bits of a condition
 CONDITIONS: Final = 16
@@ -90,10 +101,13 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
         globs: Automaton, or ``None`` without globs; its accepted sets are of rule numbers.
         glob_sets: Entity → accepted index → set.
         unions: (tree set, glob set, name set) → their union; absent where only the first is there.
-        records: (set, class) → record; a class without an own record uses that of ``ANY_CLASS``.
-        postures: (entity, class) → record when no rule named the path; falls back likewise.
+        records: (set, subject) → record; a subject without an own record falls back (``profiles.fallbacks``).
+        postures: (entity, subject) → record when no rule named the path; falls back likewise.
         unresolved: Entity → set of rules that count when the path cannot be told.
-        arguments: Set → argument lists whose being kept is the ``ARGS_LISTED`` condition.
+        arguments: (set, profile) → arguments whose being kept is the ``ARGS_LISTED`` condition; those of the host where a profile
+            has none for the set.
+        profiles: Numbers of profiles.
+        domains: Domain → sets.
     """
 
     rules: tuple[Rule, ...]
@@ -106,17 +120,20 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     records: dict[tuple[int, int], Record]
     postures: dict[tuple[Entity, int], Decision]
     unresolved: dict[Entity, int]
-    arguments: dict[int, tuple[str, ...]]
+    arguments: dict[tuple[int, int], tuple[str, ...]]
+    profiles: Profiles
+    domains: Domains
 
-    def decide(self, operation: Operation) -> Decision:
-        """Return the decision for an operation, by table look-ups alone."""
-        entity, class_ = operation.entity, self.class_of(operation.source)
-        found = subject_set(operation) if entity in SUBJECTS else self.set_of(entity, operation.path)
-        record = self.records.get((found, class_)) or self.records.get((found, ANY_CLASS))
-        decision = record[self._condition(found, operation)] if record else None
+    def decide(self, operation: Operation, profile: int = HOST_PROFILE) -> Decision:
+        """Return the decision for an operation by an actor in ``profile``, by table look-ups alone; labels are not looked at."""
+        entity, subject = operation.entity, subject_of(self.class_of(operation.source), profile)
+        found = self._subject(operation) if entity in SUBJECTS else self.set_of(entity, operation.path)
+        record = next((self.records[found, s] for s in fallbacks(subject) if (found, s) in self.records), None)
+        decision = record[self._condition(found, profile, operation)] if record else None
         if decision is not None:
             return decision
-        return self.postures.get((entity, class_)) or self.postures.get((entity, ANY_CLASS)) or Decision(verdict=Verdict.ALLOW)
+        postures = (self.postures[entity, s] for s in fallbacks(subject) if (entity, s) in self.postures)
+        return next(postures, Decision(verdict=Verdict.ALLOW))
 
     def class_of(self, program: str) -> int:
         """Return the class of an acting program."""
@@ -131,6 +148,9 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
         by_glob = self.glob_sets[entity][self.globs.walk(raw)] if self.globs else NO_SET
         by_name = self.names.get(raw.rpartition(b"/")[2], NO_SET) if entity is Entity.PROCESS else NO_SET
         return self.unions[in_tree, by_glob, by_name] if by_glob or by_name else in_tree
+
+    def _subject(self, operation: Operation) -> int:
+        return self.domains.set_of(operation.name) if operation.entity is Entity.DNS else subject_set(operation)
 
     def directories(self) -> set[str]:
         """Return, without their final slash, the directories that rules and sources name, and those of files that they name."""
@@ -151,8 +171,8 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
             node = following
         return pick(self.nodes[node]).exact
 
-    def _condition(self, found: int, operation: Operation) -> int:
-        listed = self.arguments.get(found)
+    def _condition(self, found: int, profile: int, operation: Operation) -> int:
+        listed = self.arguments.get((found, profile), self.arguments.get((found, HOST_PROFILE)))
         kept = listed is not None and bool(operation.args) and all(a in listed for a in operation.args or ())
         return OWNER * operation.is_owner | WRITE * operation.write | TTY * operation.tty | ARGS_LISTED * kept
 
@@ -161,14 +181,18 @@ _SOURCE: Final[Callable[[Node], PathSets]] = attrgetter("source")
 _PICK: Final[dict[Entity, Callable[[Node], PathSets]]] = {Entity.PROCESS: attrgetter("process"), Entity.FILE: attrgetter("file")}
 
 
-def compile_program(rules: RuleSet) -> Program:
-    """Return the tables for the process, file, network and capability rules of ``rules`` that hold for the whole host.
+def compile_program(rules: RuleSet, profiles: Sequence[Profile] = ()) -> Program:
+    """Return the tables for the rules of ``rules`` that this enforcer knows.
+
+    Args:
+        rules: For the host, and for workloads.
+        profiles: In which workloads can be (``profiles.needed_profiles``); each once, none empty.
 
     Raises:
-        CompileError: The tables would take more than ``LSM_NODES_MAX``, ``LSM_RECORDS_MAX`` or ``GLOB_STATES_MAX``; or a network
-            or capability rule names something else.
+        CompileError: The tables would take more than ``LSM_NODES_MAX``, ``LSM_RECORDS_MAX`` or ``GLOB_STATES_MAX``; or a
+            rule names something that is not of its kind.
     """
-    return _Compiler(rules).program()
+    return _Compiler(rules, Profiles(profiles)).program()
 
 
 class _Names:
@@ -201,18 +225,21 @@ class _Own:
 
 
 class _Compiler:
-    def __init__(self, rules: RuleSet) -> None:
-        host = [r for r in rules.rules if r.entity in _ENTITIES and isinstance(r.scope, HostScope)]
-        self._rules, self._postures = tuple(host), rules.postures
-        sources = sorted({s for r in host for s in r.sources}, key=lambda s: (s.value, s.recursive))
+    def __init__(self, rules: RuleSet, profiles: Profiles) -> None:
+        self._rules = tuple(r for r in rules.rules if r.entity in _ENTITIES)
+        self._postures, self._profiles = rules.postures, profiles
+        sources = sorted({s for r in self._rules for s in r.sources}, key=lambda s: (s.value, s.recursive))
         self._source_numbers = {source: number for number, source in enumerate(sources)}
         self._sets, self._classes = _Names(first=1), _Names(first=UNKNOWN_CLASS + 1)
         self._tree: list[_Own] = [_Own()]
         self._nodes: list[Node] = []
+        self._domains = number_domains(self._rules)
 
     def program(self) -> Program:
         self._plant()
         self._number_nodes()
+        if max(self._classes.members) > CLASS_MAX:
+            raise CompileError(f"the sources of this node's rules make more than {CLASS_MAX} classes of programs")
         names = self._number_names()
         globs, glob_sets = self._number_globs()
         unions = self._number_unions(glob_sets, set(names.values()))
@@ -228,7 +255,9 @@ class _Compiler:
             records=self._weigh_records(),
             postures=self._weigh_postures(),
             unresolved=unresolved,
-            arguments=self._arguments(),
+            arguments=self._arguments,
+            profiles=self._profiles,
+            domains=self._domains,
         )
 
     # ---- the tree ------------------------------------------------------------------------------------------------------
@@ -336,28 +365,33 @@ class _Compiler:
         records: dict[tuple[int, int], Record] = {}
         shared: dict[Record, Record] = {}
         weighed: dict[tuple[object, ...], Record] = {}
-        arguments = self._arguments()
-        for number, members in chain(self._sets.members.items(), subject_sets(self._rules)):
-            operations = _operations(arguments.get(number, ()))
-            for class_, rules in self._by_class([self._rules[n] for n in members]):
+        for number, members in chain(self._sets.members.items(), subject_sets(self._rules), self._domains.members.items()):
+            for profile, class_, rules in self._by_subject([self._rules[n] for n in members]):
+                operations = _operations(self._arguments.get((number, profile), ()))
                 if len(records) >= limits.LSM_RECORDS_MAX:
                     raise CompileError(
-                        f"targets and sources of this node's rules meet in more than {limits.LSM_RECORDS_MAX} ways"
+                        f"targets, sources and workloads of this node's rules meet in more than {limits.LSM_RECORDS_MAX} ways"
                     )
                 # Many kinds of socket have the same rules.
                 same = (operations, *(rule.id for rule in rules))
                 if same not in weighed:
                     record = tuple(weigh(rules, operation) for operation in operations)
                     weighed[same] = shared.setdefault(record, record)
-                records[number, class_] = weighed[same]
+                records[number, subject_of(class_, profile)] = weighed[same]
         return records
 
     def _weigh_postures(self) -> dict[tuple[Entity, int], Decision]:
         return {
-            (entity, class_): weigh_posture(self._postures, rules, entity)
+            (entity, subject_of(class_, profile)): weigh_posture(self._postures, rules, entity)
             for entity in _ENTITIES
-            for class_, rules in self._by_class([rule for _, rule in self._of(entity) if makes_list(rule)])
+            for profile, class_, rules in self._by_subject([rule for _, rule in self._of(entity) if makes_list(rule)])
         }
+
+    def _by_subject(self, rules: Sequence[Rule]) -> Iterator[tuple[int, int, list[Rule]]]:
+        """Yield profile, class and the rules that speak there, for the host and for each profile that can differ from it."""
+        for profile in (HOST_PROFILE, *self._profiles.concerned(rules)):
+            for class_, speaking in self._by_class([r for r in rules if speaks_in(r, self._profiles, profile)]):
+                yield profile, class_, speaking
 
     def _by_class(self, rules: Sequence[Rule]) -> Iterator[tuple[int, list[Rule]]]:
         """Yield the rules that speak for ``ANY_CLASS`` and for each class that can differ from it."""
@@ -384,13 +418,17 @@ class _Compiler:
                 found.setdefault(source, []).append(class_)
         return found
 
-    def _arguments(self) -> dict[int, tuple[str, ...]]:
+    @cached_property
+    def _arguments(self) -> dict[tuple[int, int], tuple[str, ...]]:
         # A set with two different lists keeps none: then no argument is listed, blocks fire and allows do not grant.
-        found: dict[int, tuple[str, ...]] = {}
+        found: dict[tuple[int, int], tuple[str, ...]] = {}
         for number, members in self._sets.members.items():
-            lists = {self._rules[n].allowed_args for n in members} - {None}
-            if len(lists) == 1:
-                found[number] = lists.pop() or ()
+            rules = [self._rules[n] for n in members]
+            if all(rule.allowed_args is None for rule in rules):
+                continue
+            for profile in (HOST_PROFILE, *self._profiles.concerned(rules)):
+                lists = {r.allowed_args for r in rules if speaks_in(r, self._profiles, profile)} - {None}
+                found[number, profile] = (lists.pop() or ()) if len(lists) == 1 else ()
         return found
 
     def _of(self, *entities: Entity) -> Iterator[tuple[int, Rule]]:

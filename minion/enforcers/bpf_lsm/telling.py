@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Final
 
 from garrison.common.policy.rules import Rule
 from garrison.minion.enforcers.base import Emit
@@ -23,10 +24,13 @@ from garrison.minion.enforcers.bpf_lsm.events import (
     summary,
     tamper_event,
 )
+from garrison.minion.enforcers.bpf_lsm.query_events import QUERY_RECORD_BYTES, decode_query
 from garrison.minion.enforcers.bpf_lsm.subject_events import SUBJECT_RECORD_BYTES, decode_subject
 from garrison.minion.enforcers.bpf_lsm.suppressed import RuleKey, Suppressed
 
 __all__ = ["Teller"]
+
+_DECODE: Final = {SUBJECT_RECORD_BYTES: decode_subject, QUERY_RECORD_BYTES: decode_query}  # other sizes are of paths
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +85,7 @@ class Teller:
         self._suppressed.with_event(key, attempt.suppressed, lambda more: self._emit(tamper_event(attempt, cgroup, more=more)))
 
     def _take_decision(self, raw: bytes) -> None:
-        record = decode_subject(raw) if len(raw) == SUBJECT_RECORD_BYTES else decode_decision(raw)
+        record = _DECODE.get(len(raw), decode_decision)(raw)
         key = RuleKey(record.generation, record.rule)
         rule = self.rule(*key)
         if rule is None:

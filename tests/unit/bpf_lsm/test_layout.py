@@ -15,6 +15,7 @@ from garrison.minion.enforcers.bpf_lsm.events import TAMPER_BYTES, alert, decode
 from garrison.minion.enforcers.bpf_lsm.layout import TABLES, lay_out
 from garrison.minion.enforcers.bpf_lsm.program import compile_program
 from garrison.minion.enforcers.bpf_lsm.report import report_rules
+from garrison.minion.enforcers.bpf_lsm.residents import CGROUP_RECORD_BYTES
 
 HASHER = PathHasher(bytes(range(KEY_BYTES)))
 HEADERS = Path(__file__).parents[3] / "bpf" / "include"
@@ -83,6 +84,10 @@ def test_listed_arguments_are_kept_by_set_and_hash() -> None:
 def test_table_sizes_are_those_that_the_headers_assert() -> None:
     asserted = dict(re.findall(r"_Static_assert\(sizeof\(struct (\w+)\) == (\d+)", (HEADERS / "rule_tables.h").read_text()))
 
+    asserted |= re.findall(r"_Static_assert\(sizeof\(struct (\w+)\) == (\d+)", (HEADERS / "workloads.h").read_text())
+
+    assert TABLES["cgroups"].value_bytes == int(asserted["placement"])
+    assert int(asserted["cgroup_made"]) == CGROUP_RECORD_BYTES
     assert TABLES["heads"].value_bytes == int(asserted["head"])
     assert TABLES["nodes"].value_bytes == int(asserted["node"])
     assert TABLES["records"].value_bytes == int(asserted["record"])
@@ -112,7 +117,7 @@ def test_program_that_was_ended_is_told_as_killed() -> None:
     assert (event.operation, event.result) == ("exec", "SIGKILL")
 
 
-@pytest.mark.parametrize("raw", [b"", decision()[:-1], decision(operation=12), decision(verdict=4)])
+@pytest.mark.parametrize("raw", [b"", decision()[:-1], decision(operation=99), decision(verdict=4)])
 def test_record_that_no_program_writes_is_an_error(raw: bytes) -> None:
     with pytest.raises(FrameError):
         decode_decision(raw)

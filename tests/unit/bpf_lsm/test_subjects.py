@@ -34,7 +34,7 @@ from garrison.common.policy.rules import (
     WorkloadScope,
 )
 from garrison.minion.enforcers.bpf_lsm.layout import lay_out
-from garrison.minion.enforcers.bpf_lsm.program import ANY_CLASS, compile_program
+from garrison.minion.enforcers.bpf_lsm.program import compile_program
 from garrison.minion.enforcers.bpf_lsm.report import report_rules
 from garrison.minion.enforcers.bpf_lsm.subject_events import SUBJECT_RECORD_BYTES, decode_subject
 from garrison.minion.enforcers.bpf_lsm.subjects import capability_bits, capability_set, socket_set, subject_sets
@@ -102,11 +102,11 @@ def test_tables_decide_sockets_and_capabilities_as_the_rules_mean(drawn, operati
 @given(drawn=RULESETS, programs=st.lists(PROGRAMS, min_size=1, max_size=4))
 def test_capability_is_looked_at_exactly_where_some_condition_leads_to_a_verdict(drawn, programs):
     program = compile_program(drawn)
-    bits = capability_bits(program.records, program.postures, anyone=ANY_CLASS)
+    bits = capability_bits(program.records, program.postures)
 
     for source, (number, name) in product(programs, enumerate(CAPABILITIES)):
         operations = [Operation(entity=Entity.CAPABILITY, name=name, source=source, tty=tty) for tty in (False, True)]
-        own = bits.classes.get(program.class_of(source), bits.anyone)
+        own = bits.subjects.get(program.class_of(source), bits.anyone)
         seen = any(decide(drawn, operation).verdict is not Verdict.ALLOW for operation in operations)
         assert not seen or own >> number & 1, (source, name)
         assert not own & ~bits.all
@@ -143,10 +143,10 @@ def test_rules_of_one_capability_leave_the_others_out_of_the_kernels_way():
     rules_ = RuleSet(rules=(block("sys_time"), block("net_raw", sources=(Source("/bin/ping"),))))
     program = compile_program(rules_)
 
-    bits = capability_bits(program.records, program.postures, anyone=ANY_CLASS)
+    bits = capability_bits(program.records, program.postures)
 
     assert bits.anyone == 1 << CAPABILITIES.index("sys_time")
-    assert bits.classes[program.class_of("/bin/ping")] == bits.anyone | 1 << CAPABILITIES.index("net_raw")
+    assert bits.subjects[program.class_of("/bin/ping")] == bits.anyone | 1 << CAPABILITIES.index("net_raw")
     tables = lay_out(program, 7, hasher=PathHasher(bytes(24)), inode_of=lambda _: None)
     assert len(tables["class_capabilities"]) == 2, "the program, and programs whose path cannot be told"
 
@@ -184,7 +184,7 @@ def test_report_has_a_line_for_every_rule():
         "p/tcp": RuleStatus.ENFORCED,
         "p/packet": RuleStatus.AUDITED,
         "p/sys_time": RuleStatus.AUDITED,
-        "p/net_raw": RuleStatus.IMPOSSIBLE,
+        "p/net_raw": RuleStatus.ENFORCED,
     }
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from garrison.common.errors import KernelError
 from garrison.common.frames import RuleReport
 from garrison.common.policy.rules import Entity, RuleSet
 from garrison.minion.enforcers.base import Enforcer, EnforcerStatus, Probe
+from garrison.minion.workloads.model import Workload
 
 __all__ = ["ListBackend"]
 
@@ -19,6 +22,8 @@ class ListBackend(Enforcer):
         self.applied = 0
         self.fails = 0
         self.closed = False
+        self.workloads: tuple[Workload, ...] = ()
+        self.takes_workloads = True
 
     def probe(self) -> Probe:
         return Probe(ok=self.works, reason="" if self.works else "not here")
@@ -37,6 +42,11 @@ class ListBackend(Enforcer):
             raise KernelError(12, f"apply by {self.name}")
         self.held = rules
         return self.compile(rules)
+
+    def set_workloads(self, workloads: Sequence[Workload]) -> None:
+        if not self.takes_workloads:
+            raise KernelError(28, f"tell {self.name}")
+        self.workloads = tuple(workloads)
 
     def status(self) -> EnforcerStatus:
         return EnforcerStatus(backend=self.name, healthy=True)

@@ -9,6 +9,7 @@ from garrison.common.frames import RuleReport
 from garrison.common.policy.normalise import Normalised
 from garrison.common.policy.rules import Entity, PathKind, PathTarget, Protocol, Rule, RuleSet, Verdict
 from garrison.minion.enforcers.stack import EnforcerStack
+from garrison.minion.workloads.model import Workload, WorkloadKind
 from unit.enforcers.backends import ListBackend
 
 
@@ -117,6 +118,23 @@ def test_rules_that_are_gone_are_taken_from_their_backend_and_idle_backends_are_
 
     assert held(used) == set()
     assert used.applied == 2
+
+
+def test_backend_that_cannot_take_workloads_is_unhealthy_until_it_can_and_the_others_have_them(make_stack):
+    stuck, fine, broken = ListBackend("a", {}), ListBackend("b", {}), ListBackend("c", {}, works=False)
+    stuck.takes_workloads = False
+    stack = make_stack(stuck, fine, broken)
+    web = Workload(kind=WorkloadKind.UNIT, name="web", labels=frozenset(), cgroup="/web.service")
+
+    stack.set_workloads([web])
+    assert fine.workloads == (web,)
+    assert broken.workloads == ()
+    assert {status.healthy for status in stack.status()} == {False}
+    assert "rules for workloads" in stack.status()[0].detail
+
+    stuck.takes_workloads = True
+    stack.set_workloads([web])
+    assert {status.healthy for status in stack.status()} == {True}
 
 
 def test_compile_changes_nothing(make_stack):

@@ -1,0 +1,1 @@
+"""What runs on this node besides the node itself: containers, systemd units, users' sessions."""

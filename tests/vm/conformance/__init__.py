@@ -1,0 +1,1 @@
+"""Published policies and KubeArmor's own behaviour cases, enforced for real."""
