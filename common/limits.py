@@ -79,6 +79,19 @@ LSM_PROFILES_MAX: Final = 1_022  # ways in which workloads of a node are selecte
 LSM_WORKLOADS_MAX: Final = 16_384  # cgroups of workloads on one node: 16 bytes of kernel memory each, used or not, twice
 ALLOWED_ARGS_MAX: Final = 20  # KubeArmor's own limit
 
+# ---- Workloads ------------------------------------------------------------------------------------------------------
+WORKLOADS_MAX: Final = 4_096  # told to the enforcers: what the kernel's table of cgroups holds
+WORKLOAD_LABELS_MAX: Final = 128  # of one workload, ours included; Kubernetes pods carry about ten
+WORKLOAD_LABEL_MAX_CHARS: Final = 512  # of one "key=value": in Kubernetes a prefix of 253, a name of 63, a value of 63
+WORKLOAD_NAME_MAX_CHARS: Final = 255  # of a unit, container, image or user: systemd's own limit for a unit
+WORKLOAD_FILE_MAX_BYTES: Final = 1 << 20  # one file of a container engine or systemd; Docker's config.v2.json takes about 5 KB
+WORKLOAD_READ_MAX_S: Final = 2.0  # for what a user's own file system may hold up: rootless state below a home directory
+BOLT_READ_MAX_BYTES: Final = 4 << 20  # of one look-up; it reads a page of 4 KiB for each level of the tree
+UNIT_FILES_MAX: Final = 8_192  # unit files and drop-ins of a node; a full Debian server has about 500
+WORKLOADS_OF_USER_MAX: Final = 512  # cgroups in one user's slice: a user may make any number, and nobody else must suffer
+CGROUP_WATCHES_MAX: Final = 16_384  # directories of the cgroup tree that are watched for new ones
+CGROUP_DEPTH_MAX: Final = 10  # rootless container in a pod of a user's service: user.slice/user-N/user@N/app/unit/pod/container
+
 # ---- Bundles --------------------------------------------------------------------------------------------------------
 BUNDLE_FILES_MAX: Final = 10_000
 BUNDLE_FILE_MAX_BYTES: Final = 4 << 20
