@@ -36,6 +36,7 @@ PENDING_KEYS_MAX: Final = 256  # refused keys remembered for `garrison nodes pen
 EVENT_MAX_BYTES: Final = 16 << 10  # one encoded event; a longer argv is cut and marked by the observer
 EVENT_ARGS_MAX: Final = 64  # arguments kept of one command
 EVENT_ARG_MAX_CHARS: Final = 512  # characters kept of one argument
+EVENT_LABELS_MAX_BYTES: Final = 1_024  # of a container's labels in an alert, which may hold two paths and 2 KiB of arguments
 EVENT_DATA_MAX_KEYS: Final = 128  # keys in Event.data
 PATH_MAX_BYTES: Final = 4_096  # linux/limits.h PATH_MAX
 

@@ -26,6 +26,7 @@ from garrison.common.errors import GarrisonError
 from garrison.common.events import Event, Kind, Lane, Scalar
 from garrison.common.frames import ApplyReport, Assignment, Hello, Job, JobOutput, JobResult
 from garrison.common.names import Digest
+from garrison.common.policy.rules import RuleSet
 from garrison.minion.bundles import BundleStore, Staged
 from garrison.minion.config import MinionSettings
 from garrison.minion.duty import Duty, apply_event
@@ -39,6 +40,9 @@ from garrison.minion.observers.base import Observer
 from garrison.minion.recorder import Recorder
 from garrison.minion.spool import Spool
 from garrison.minion.status import BackendState, NodeStatus, start_ticks, write_status
+from garrison.minion.workloads.model import Workload
+from garrison.minion.workloads.report import WorkloadReport, scopes_of, write_report
+from garrison.minion.workloads.watcher import WorkloadWatcher
 
 __all__ = ["Agent"]
 
@@ -61,6 +65,7 @@ class Agent:
         duty: What is enforced, of what is in ``store`` with ``stack``.
         observers: Not yet started.
         jobs: Runs commands of the master.
+        workloads: Knows what runs on this node; also one of ``observers``.
         early: What early enforcement had to tell.
     """
 
@@ -75,11 +80,13 @@ class Agent:
         duty: Duty,
         observers: Sequence[Observer],
         jobs: JobRunner,
+        workloads: WorkloadWatcher,
         early: Sequence[Event] = (),
     ) -> None:
         self._settings, self._identity, self._recorder = settings, identity, recorder
         self._stack, self._store, self._duty, self._early = stack, store, duty, early
-        self._observers, self._jobs = observers, jobs
+        self._observers, self._jobs, self._workloads = observers, jobs, workloads
+        self._shown: tuple[tuple[Workload, ...], RuleSet] | None = None
         self._instance, self._boot, self._since = secrets.token_hex(16), boot_id(), time.time_ns()
         self._applying = asyncio.Lock()
         self._put_off: Assignment | None = None
@@ -122,7 +129,9 @@ class Agent:
 
     def _enforce_last_good(self) -> None:
         self._stack.probe()
+        self._workloads.tell(self._stack.set_workloads)
         self._duty.take_up()
+        self._stack.watch_cgroups(lambda made: self._workloads.look_at(made.path))
         for event in self._early:
             self._recorder.emit(event)
 
@@ -159,9 +168,16 @@ class Agent:
             self._health[state.name] = state.healthy
         try:
             write_status(self._settings.runtime_dir, self._document(states))
+            self._show_workloads()
         except OSError as err:
             _log.warning("status=unwritten error=%s", err)
         return changed
+
+    def _show_workloads(self) -> None:
+        shown = self._workloads.workloads, self._stack.rules
+        if self._shown is None or any(now is not before for now, before in zip(shown, self._shown, strict=True)):
+            write_report(self._settings.runtime_dir, WorkloadReport(workloads=shown[0], scopes=scopes_of(shown[1])))
+            self._shown = shown
 
     async def _tell_master(self, link: Link) -> None:
         """Tell at once what is enforced now, and do what had to wait."""

@@ -36,6 +36,8 @@ from garrison.minion.observers.self_health import SelfObserver
 from garrison.minion.observers.shell import ShellObserver
 from garrison.minion.recorder import Recorder
 from garrison.minion.spool import SpoolCaps
+from garrison.minion.workloads.annotate import annotated
+from garrison.minion.workloads.watcher import WorkloadWatcher
 
 __all__ = ["run_minion"]
 
@@ -67,7 +69,13 @@ async def _run(settings: MinionSettings, identity: Identity) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    recorder = Recorder(settings.directory / "spool", SpoolCaps.of_total(settings.spool_max_bytes), boot=boot_id())
+    workloads = WorkloadWatcher()
+    recorder = Recorder(
+        settings.directory / "spool",
+        SpoolCaps.of_total(settings.spool_max_bytes),
+        boot=boot_id(),
+        complete=lambda event: annotated(event, workloads.container),
+    )
     backends = default_backends(
         recorder.emit,
         runtime_dir=settings.runtime_dir,
@@ -85,7 +93,8 @@ async def _run(settings: MinionSettings, identity: Identity) -> None:
         stack=stack,
         store=store,
         duty=Duty(identity.directory, boot_id(), store=store, stack=stack, emit=recorder.emit, needs=needs),
-        observers=_observers(settings, recorder),
+        observers=[workloads, *_observers(settings, recorder)],
+        workloads=workloads,
         jobs=JobRunner(identity.directory / "jobs"),
         early=take_outcome(settings.runtime_dir),
     )

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from garrison.common import limits
+from garrison.common.policy.expand import OUTSIDE_KUBERNETES
 from garrison.minion.workloads.accounts import Account
 from garrison.minion.workloads.engines import ContainerFacts
-from garrison.minion.workloads.labels import CONTAINER_NAME, NO_KUBERNETES, fits, foreign_labels, own_labels
+from garrison.minion.workloads.labels import CONTAINER_NAME, fits, foreign_labels, own_labels
 from garrison.minion.workloads.model import Workload, WorkloadKind
 from garrison.minion.workloads.places import ROOT, Place
 from garrison.minion.workloads.units import UnitFacts, template_of
@@ -29,7 +30,7 @@ def user(uid: int, account: Account | None, *, cgroup: str, cgroup_id: int) -> W
     return Workload(
         kind=WorkloadKind.USER,
         name=_name(account.name if account else "", str(uid)),
-        namespace=NO_KUBERNETES,
+        namespace=OUTSIDE_KUBERNETES,
         labels=own_labels(
             [("garrison/kind", WorkloadKind.USER), ("garrison/slice", f"user-{uid}.slice"), *_of_user(uid, account)]
         ),
@@ -53,7 +54,7 @@ def unit(place: Place, facts: UnitFacts, account: Account | None, *, cgroup: str
     made = Workload(
         kind=WorkloadKind.UNIT,
         name=_name(place.unit, "unit"),
-        namespace=NO_KUBERNETES,
+        namespace=OUTSIDE_KUBERNETES,
         labels=own | theirs,
         cgroup=cgroup,
         cgroup_id=cgroup_id,
@@ -91,7 +92,7 @@ def container(
     made = Workload(
         kind=WorkloadKind.CONTAINER,
         name=name,
-        namespace=_name(known.namespace, NO_KUBERNETES),
+        namespace=_name(known.namespace, OUTSIDE_KUBERNETES),
         labels=own | theirs,
         cgroup=cgroup,
         cgroup_id=cgroup_id,

@@ -16,10 +16,9 @@ from typing import Final
 
 from garrison.common import limits
 
-__all__ = ["CONTAINER_NAME", "NO_KUBERNETES", "fits", "foreign_labels", "own_labels"]
+__all__ = ["CONTAINER_NAME", "fits", "foreign_labels", "own_labels"]
 
 CONTAINER_NAME: Final = "kubearmor.io/container.name"  # what KubeArmor's policies for nodes without Kubernetes select by
-NO_KUBERNETES: Final = "default"  # the namespace of all that runs outside Kubernetes
 _OWN: Final = "garrison/"
 
 

@@ -88,7 +88,8 @@ class Roster:
             self._again.pop(path, None)
             self._cut.pop(path, None)
         # Root's containers first: users' may have to be waited for.
-        for path in sorted(change.came, key=lambda path: self._tree.places[path].uid > 0):
+        came = [path for path in change.came if path in self._tree.places]  # else gone again meanwhile
+        for path in sorted(came, key=lambda path: self._tree.places[path].uid > 0):
             self._describe(path)
 
     def next_look(self) -> float | None:

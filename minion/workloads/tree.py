@@ -83,6 +83,17 @@ class Tree:
             self._go(path, change)
         return change
 
+    def look(self, path: str) -> Change:
+        """Look at one directory that somebody knows to be new, whether or not the kernel has told of it."""
+        change = Change(came={}, went={})
+        parts = path.strip("/").split("/")
+        for n in range(len(parts)):
+            here = f"/{'/'.join(parts[: n + 1])}"
+            self._come(here, change)
+            if here not in self.places or not descends(here, self.places[here]):
+                break
+        return change
+
     def feed(self, notices: Iterable[Notice]) -> Change:
         """Follow what the kernel told."""
         change = Change(came={}, went={})

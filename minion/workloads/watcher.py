@@ -1,7 +1,7 @@
 """Watches which workloads this node runs and tells whoever enforces, as soon as one comes, goes or changes.
 
 Rules of this file:
-- One thread. It is woken by inotify on the cgroup tree, unit folders and ``/etc``, and by ``poke``; it also looks at
+- One thread. It is woken by inotify on the cgroup tree, unit folders and ``/etc``, and by ``look_at``; it also looks at
   everything once a minute, so that a notice that never came costs a minute at most.
 - A change is told at once. Those that come while that is done, and for as long again, are told together: a storm costs at
   most half of the time.
@@ -17,6 +17,7 @@ import logging
 import os
 import select
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
@@ -42,6 +43,7 @@ _FILES_S: Final = 0.2  # after the last change of a unit or account file: packag
 _WALK_S: Final = 60.0
 _BLIND_WALK_S: Final = 2.0  # while directories cannot be watched
 _RETRY_S: Final = 1.0  # after on_change failed
+_MADE_MAX: Final = 4096  # cgroups that others told of and that were not looked at yet; beyond it the tree is walked
 _FILE_MASK: Final = ino.CREATE | ino.DELETE | ino.MOVED | ino.CLOSE_WRITE | ino.ATTRIB
 _ACCOUNT_FILES: Final = frozenset({"passwd", "group"})
 
@@ -51,28 +53,35 @@ OnChange = Callable[[tuple[Workload, ...]], None]
 
 
 class WorkloadWatcher(Observer):
-    """Tells ``on_change`` all workloads of this node whenever they change.
+    """Tells all workloads of this node whenever they change.
 
     Args:
-        on_change: Takes all of them; may raise ``GarrisonError`` or ``OSError``.
         cgroups: The mount of cgroup v2; found when not given.
         root: Where the file system begins; tests have their own.
     """
 
     name = "workloads"
 
-    def __init__(self, on_change: OnChange, *, cgroups: Path | None = None, root: Path = Path("/")) -> None:
-        self._on_change, self._cgroups, self._root = on_change, cgroups, root
+    def __init__(self, *, cgroups: Path | None = None, root: Path = Path("/")) -> None:
+        self._on_change: OnChange | None = None
+        self._cgroups, self._root = cgroups, root
         self._worker = Worker("workloads", self._run)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._made: deque[str] = deque(maxlen=_MADE_MAX)
         self._told: tuple[Workload, ...] | None = None
+        self._found: tuple[Workload, ...] = ()
         self._containers: dict[str, Workload] = {}
         self._counters: dict[str, int] = {}
         self._trouble = self._detail = ""
 
     # ---- for the agent -------------------------------------------------------------------------------------------------
-    def prime(self) -> None:
-        """Look once and tell, in the caller's thread: so that the first rules find their workloads. Never raises."""
+    def tell(self, on_change: OnChange) -> None:
+        """Look once and tell, in the caller's thread, and again whenever something has changed, once started. Never raises.
+
+        Args:
+            on_change: Takes all workloads; may raise ``GarrisonError`` or ``OSError``, and is then called again later.
+        """
+        self._on_change = on_change
         try:
             with _Session(self._cgroups, self._root) as session:
                 session.begin()
@@ -89,8 +98,13 @@ class WorkloadWatcher(Observer):
         """Stop watching."""
         self._worker.stop()
 
-    def poke(self) -> None:
-        """Have a look now: somebody knows that a cgroup was made. Any thread; returns at once."""
+    def look_at(self, cgroup: str) -> None:
+        """Look at a cgroup now: somebody knows that it was made. Any thread; returns at once.
+
+        Args:
+            cgroup: Its path below the mount; empty for all of them.
+        """
+        self._made.append(cgroup)
         os.eventfd_write(self._wake, 1)
 
     def status(self) -> ObserverStatus:
@@ -100,11 +114,11 @@ class WorkloadWatcher(Observer):
 
     @property
     def workloads(self) -> tuple[Workload, ...]:
-        """What was told last."""
-        return self._told or ()
+        """All that were found last."""
+        return self._found
 
     def container(self, container_id: str) -> Workload | None:
-        """Return the container with this id, as it was told last."""
+        """Return the container with this id, as it was found last."""
         return self._containers.get(container_id)
 
     # ---- the thread ----------------------------------------------------------------------------------------------------
@@ -120,31 +134,37 @@ class WorkloadWatcher(Observer):
                     owed = not self._tell(session)
                     stop.wait(_RETRY_S if owed else min(_PAUSE_MAX_S, time.monotonic() - began))
                 if stop.wait_for(queue.fileno(), 0.0 if owed else session.wait_s()):
-                    owed |= session.take(poked=self._was_poked())
+                    owed |= session.take(self._made_meanwhile())
                 owed |= session.due()
 
-    def _was_poked(self) -> bool:
+    def _made_meanwhile(self) -> set[str]:
         try:
             os.eventfd_read(self._wake)
         except BlockingIOError:
-            return False
-        return True
+            return set()
+        found = {""} if len(self._made) == _MADE_MAX else set[str]()
+        while self._made:
+            found.add(self._made.popleft())
+        return found
 
     def _tell(self, session: _Session) -> bool:
         """Tell what changed; whether that worked."""
-        roster = session.roster
-        found = roster.workloads()
-        if found != self._told:
-            try:
-                self._on_change(found)
-            except (GarrisonError, OSError) as err:
-                if str(err) != self._trouble:
-                    _log.error("workloads=untold error=%s", err)
-                self._trouble = f"workloads could not be handed over: {err}"
-                return False
-        self._told, self._containers, self._trouble = found, roster.containers(), ""
+        found = session.roster.workloads()
+        self._found, self._containers = found, session.roster.containers()
         self._counters = {**counted(found), **session.counters()}
         self._detail = session.detail()
+        if found == self._told or self._on_change is None:
+            self._trouble = ""
+            return True
+        try:
+            self._on_change(found)
+        except (GarrisonError, OSError) as err:
+            trouble = f"workloads could not be handed over: {err}"
+            if trouble != self._trouble:
+                _log.error("workloads=untold error=%s", err)
+            self._trouble = trouble
+            return False
+        self._told, self._trouble = found, ""
         return True
 
 
@@ -175,14 +195,15 @@ class _Session:
         self._walk()
         self.roster.read_files()
 
-    def take(self, *, poked: bool) -> bool:
-        """Take what the queue has; whether workloads may have changed."""
+    def take(self, made: set[str]) -> bool:
+        """Take what the queue has, and look at cgroups that somebody told of; whether workloads may have changed."""
         notices = self.inotify.read()
         if any(notice.mask & ino.OVERFLOW or self._is_file(notice) for notice in notices):
             self._files_due = self._files_due or time.monotonic() + _FILES_S
-        change = self._tree.feed(notices)
-        self.roster.follow(change)
-        return bool(change) | (poked and self._walk())
+        changes = [self._tree.feed(notices), *(self._tree.look(path) for path in made if path)]
+        for change in changes:
+            self.roster.follow(change)
+        return any(changes) | ("" in made and self._walk())
 
     def due(self) -> bool:
         """Do what its time has come for; whether workloads may have changed."""

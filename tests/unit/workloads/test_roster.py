@@ -26,8 +26,8 @@ def node(tmp_path: Path) -> FakeNode:
 
 def look(node: FakeNode) -> dict[str, Workload]:
     """Return the workloads of ``node`` by cgroup."""
-    watcher = WorkloadWatcher(lambda _: None, cgroups=node.cgroups, root=node.root)
-    watcher.prime()
+    watcher = WorkloadWatcher(cgroups=node.cgroups, root=node.root)
+    watcher.tell(lambda _: None)
     assert watcher.status().healthy, watcher.status().detail
     return {each.cgroup: each for each in watcher.workloads}
 
@@ -246,9 +246,9 @@ def test_past_the_limit_what_runs_stays_and_the_status_says_so(node: FakeNode, m
         node.unit(f"idle{n}.service")
         node.cgroup(f"/user.slice/user-1000.slice/user@1000.service/app.slice/of-user{n}.service")
         node.cgroup(f"/system.slice/run{n}.service")
-    watcher = WorkloadWatcher(lambda _: None, cgroups=node.cgroups, root=node.root)
+    watcher = WorkloadWatcher(cgroups=node.cgroups, root=node.root)
 
-    watcher.prime()
+    watcher.tell(lambda _: None)
 
     names = [each.name for each in watcher.workloads]
     assert len(names) == 10
@@ -264,9 +264,9 @@ def test_user_with_very_many_cgroups_hides_nobody_elses(node: FakeNode, monkeypa
         node.cgroup(f"/user.slice/user-1000.slice/user@1000.service/a{n:02}.service")
     node.cgroup("/user.slice/user-1001.slice/user@1001.service/b.service")
     node.cgroup("/system.slice/z.service")
-    watcher = WorkloadWatcher(lambda _: None, cgroups=node.cgroups, root=node.root)
+    watcher = WorkloadWatcher(cgroups=node.cgroups, root=node.root)
 
-    watcher.prime()
+    watcher.tell(lambda _: None)
 
     names = {each.name for each in watcher.workloads}
     assert {"z.service", "b.service", "1001"} <= names

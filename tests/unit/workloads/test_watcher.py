@@ -58,7 +58,8 @@ def enforcer() -> Enforcer:
 
 @pytest.fixture
 def watching(node: FakeNode, enforcer: Enforcer) -> Iterator[WorkloadWatcher]:
-    made = WorkloadWatcher(enforcer, cgroups=node.cgroups, root=node.root)
+    made = WorkloadWatcher(cgroups=node.cgroups, root=node.root)
+    made.tell(enforcer)
     made.start(lambda _: None)
     until(lambda: enforcer.told, "the first telling")
     yield made
@@ -187,7 +188,8 @@ def test_what_could_not_be_handed_over_is_handed_over_later(
 def test_without_watches_the_tree_is_looked_at_again_and_again(node: FakeNode, enforcer: Enforcer, monkeypatch) -> None:
     monkeypatch.setattr("garrison.common.limits.CGROUP_WATCHES_MAX", 0)
     monkeypatch.setattr(watcher, "_BLIND_WALK_S", 0.02)
-    made = WorkloadWatcher(enforcer, cgroups=node.cgroups, root=node.root)
+    made = WorkloadWatcher(cgroups=node.cgroups, root=node.root)
+    made.tell(enforcer)
     made.start(lambda _: None)
     try:
         until(lambda: enforcer.told, "the first telling")
@@ -198,25 +200,27 @@ def test_without_watches_the_tree_is_looked_at_again_and_again(node: FakeNode, e
         made.stop()
 
 
-def test_poke_makes_it_look_where_nothing_told(node: FakeNode, enforcer: Enforcer, monkeypatch) -> None:
+@pytest.mark.parametrize("told", ["/a.slice/a-b.slice/web.service", ""])
+def test_cgroup_that_somebody_else_told_of_is_looked_at(node: FakeNode, enforcer: Enforcer, monkeypatch, told: str) -> None:
     monkeypatch.setattr("garrison.common.limits.CGROUP_WATCHES_MAX", 0)
     monkeypatch.setattr(watcher, "_BLIND_WALK_S", 3600.0)
-    made = WorkloadWatcher(enforcer, cgroups=node.cgroups, root=node.root)
+    made = WorkloadWatcher(cgroups=node.cgroups, root=node.root)
+    made.tell(enforcer)
     made.start(lambda _: None)
     try:
         until(lambda: enforcer.told, "the first telling")
-        node.cgroup("/system.slice/web.service")
-        made.poke()
-        until(lambda: "/system.slice/web.service" in enforcer.running(), "it is found")
+        node.cgroup("/a.slice/a-b.slice/web.service")
+        made.look_at(told)
+        until(lambda: "/a.slice/a-b.slice/web.service" in enforcer.running(), "it is found")
     finally:
         made.stop()
 
 
 def test_node_without_the_cgroup_mount_has_no_workloads_and_says_why(tmp_path: Path, enforcer: Enforcer) -> None:
     node = FakeNode(tmp_path)
-    made = WorkloadWatcher(enforcer, cgroups=tmp_path / "nowhere", root=node.root)
+    made = WorkloadWatcher(cgroups=tmp_path / "nowhere", root=node.root)
 
-    made.prime()
+    made.tell(enforcer)
 
     assert not [each for each in made.workloads if each.cgroup_id]
     assert not made.status().healthy
