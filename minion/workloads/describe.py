@@ -1,10 +1,10 @@
 """From what is known of a place in the cgroup tree to the workload that policies select. Pure.
 
 Rules of this file:
-- A workload carries its own labels and those of what surrounds it: a container in a service also the service's, both also the
-  user's in whose slice they are. So whoever enforces needs the innermost workload only.
+- A workload says where it is (user, unit, slice), but carries no label that others gave what surrounds it: what holds around it
+  holds in it anyway, by the labels of what is around it.
 - A container that no engine knows is a workload all the same: by its id, so that it can be seen, and selected as a container.
-- What is not in Kubernetes is in the namespace ``default``. The reasons are in ``docs/adr/0010-workloads.md``.
+- What is not in Kubernetes is in the namespace ``default``. The reasons are in ``docs/adr/0011-finding-workloads.md``.
 """
 
 from __future__ import annotations
@@ -63,14 +63,13 @@ def unit(place: Place, facts: UnitFacts, account: Account | None, *, cgroup: str
 
 
 def container(
-    place: Place, facts: ContainerFacts | None, around: UnitFacts, account: Account | None, *, cgroup: str, cgroup_id: int
+    place: Place, facts: ContainerFacts | None, account: Account | None, *, cgroup: str, cgroup_id: int
 ) -> tuple[Workload, int]:
     """Return the workload of a container, and how many labels were left out.
 
     Args:
         place: Where it is.
         facts: What its engine says; ``None`` when none knows it.
-        around: What the files of the unit around it say; its labels count for the container too.
         account: Whose slice it is in; ``None`` for nobody's, or somebody who is not known.
         cgroup: Its path.
         cgroup_id: Its number.
@@ -87,8 +86,7 @@ def container(
             *_of_place(place, account),
         ]
     )
-    pairs = [*known.labels.items(), *around.labels]
-    theirs, left_out = foreign_labels(pairs, room=limits.WORKLOAD_LABELS_MAX - len(own))
+    theirs, left_out = foreign_labels(known.labels.items(), room=limits.WORKLOAD_LABELS_MAX - len(own))
     made = Workload(
         kind=WorkloadKind.CONTAINER,
         name=name,

@@ -27,6 +27,8 @@ from garrison.minion.workloads.units import USER_PATHS, UnitFacts, Units, read_u
 
 __all__ = ["Roster"]
 
+# Process 1 and the agent: what they need is not for a label to take from them.
+_NOBODYS: Final = frozenset({"init.scope", "garrison-minion.service", "garrison-enforce.service"})
 _AGAIN_S: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # pauses before looking a container up again
 
 
@@ -125,9 +127,8 @@ class Roster:
         account = self._accounts.get(place.uid)
         if place.container:
             facts = self._look_up(path, place, account)
-            around = self._unit_facts(place) if place.unit else UnitFacts()
-            made, cut = describe.container(place, facts, around, account, cgroup=path, cgroup_id=number)
-        elif place.unit and path.endswith(f"/{place.unit}"):
+            made, cut = describe.container(place, facts, account, cgroup=path, cgroup_id=number)
+        elif place.unit and path.endswith(f"/{place.unit}") and place.unit not in _NOBODYS:
             made, cut = describe.unit(place, self._unit_facts(place), account, cgroup=path, cgroup_id=number)
         elif place.uid != ROOT and path == _home(place.uid):
             made, cut = describe.user(place.uid, account, cgroup=path, cgroup_id=number), 0
@@ -159,6 +160,8 @@ class Roster:
     def _describe_idle(self) -> None:
         for name in sorted(self._units.names()):
             cgroup = self._units.cgroup(name)
+            if not cgroup or name in _NOBODYS:
+                continue  # where it will be cannot be told: known once it runs
             around = [part for part in cgroup.split("/") if part.endswith(".slice")]
             place = Place(slice=around[-1] if around else "-.slice", unit=name)
             self._idle_units[name] = describe.unit(place, self._units.facts(name), None, cgroup=cgroup, cgroup_id=0)[0]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from fakes.bolt import PAGE_BYTES, write_bolt
 from garrison.common import limits
 from garrison.minion.workloads.bolt import BoltError, BoltFile
-from garrison.minion.workloads.engines import podman_config_in_bolt, podman_facts
+from garrison.minion.workloads.engines import containerd_labels, podman_config_in_bolt, podman_facts
 
-REAL = Path(__file__).resolve().parents[2] / "data/workloads/podman-4.3-bolt_state.db.gz"
+DATA = Path(__file__).resolve().parents[2] / "data/workloads"
 MANY = {b"key-%04d" % n: b"value-%d" % n for n in range(600)}
 
 
@@ -24,7 +24,7 @@ MANY = {b"key-%04d" % n: b"value-%d" % n for n in range(600)}
 def real(tmp_path: Path) -> Path:
     """A database that Podman 4.3 wrote, with one container."""
     path = tmp_path / "bolt_state.db"
-    path.write_bytes(gzip.decompress(REAL.read_bytes()))
+    path.write_bytes(gzip.decompress((DATA / "podman-4.3-bolt_state.db.gz").read_bytes()))
     return path
 
 
@@ -45,6 +45,19 @@ def test_podmans_own_database_gives_a_containers_name_image_and_labels(real: Pat
     assert facts is not None
     assert (facts.name, facts.image, facts.labels) == ("web", "localhost/lab:1", {"app": "web", "tier": "front"})
     assert look(real, lambda root: podman_config_in_bolt(root, "0" * 64)) is None
+
+
+def test_containerds_own_database_gives_the_labels_of_every_container(tmp_path: Path) -> None:
+    """It was copied while containerd 1.6 ran, with 41 containers in namespace demo."""
+    path = tmp_path / "meta.db"
+    path.write_bytes(gzip.decompress((DATA / "containerd-1.6-meta.db.gz").read_bytes()))
+
+    for n in range(1, 41):
+        found = look(path, lambda root, n=n: containerd_labels(root, "demo", f"box{n}"))
+        assert found == ({"app": "many", "n": str(n)}, "")
+    assert look(path, lambda root: containerd_labels(root, "demo", "redis")) == ({"app": "cache", "tier": "back"}, "")
+    assert look(path, lambda root: containerd_labels(root, "demo", "other")) is None
+    assert look(path, lambda root: containerd_labels(root, "default", "redis")) is None
 
 
 @pytest.mark.parametrize("per_page", [2, 3, 50])

@@ -62,6 +62,24 @@ def test_instance_is_known_by_its_template_too(node: FakeNode) -> None:
     assert {"garrison/unit=db@east.service", "garrison/template=db@.service", "app=db"} <= labels
 
 
+def test_process_1_and_the_agent_cannot_be_selected(node: FakeNode) -> None:
+    node.unit("garrison-enforce.service")
+    node.cgroup("/init.scope")
+    node.cgroup("/system.slice/garrison-minion.service")
+
+    assert not [each for each in look(node).values() if each.kind is WorkloadKind.UNIT]
+
+
+def test_unit_whose_cgroup_cannot_be_told_is_known_once_it_runs(node: FakeNode) -> None:
+    """An empty path would be the root of all cgroups."""
+    node.unit("odd.service", "[Service]\nSlice=%%x/../y.slice")
+    assert not [each for each in look(node).values() if each.name == "odd.service" or not each.cgroup]
+
+    node.cgroup("/odd.slice/odd.service")
+
+    assert look(node)["/odd.slice/odd.service"].name == "odd.service"
+
+
 def test_user_carries_name_number_and_groups_and_is_known_before_logging_in(node: FakeNode) -> None:
     before = look(node)["/user.slice/user-1000.slice"]
     number = node.cgroup("/user.slice/user-1000.slice/session-1.scope") and node.cgroup("/user.slice/user-1000.slice")
@@ -143,14 +161,17 @@ def test_podman_with_another_storage_is_found_by_its_settings(node: FakeNode) ->
     assert look(node)[f"/machine.slice/libpod-{BOX}.scope"].name == "db"
 
 
-def test_container_in_a_service_carries_the_services_labels_too(node: FakeNode) -> None:
+def test_container_in_a_service_says_so_and_has_no_label_but_its_own(node: FakeNode) -> None:
     node.unit("web.service", "[X-Garrison]\nLabels=tier=front")
     node.podman({BOX: ("web", {"app": "web"})})
     node.cgroup(f"/system.slice/web.service/libpod-payload-{BOX}")
 
-    labels = look(node)[f"/system.slice/web.service/libpod-payload-{BOX}"].labels
+    found = look(node)
 
-    assert {"app=web", "tier=front", "garrison/unit=web.service", "garrison/kind=container"} <= labels
+    labels = found[f"/system.slice/web.service/libpod-payload-{BOX}"].labels
+    assert {"app=web", "garrison/unit=web.service", "garrison/kind=container"} <= labels
+    assert "tier=front" not in labels
+    assert "tier=front" in found["/system.slice/web.service"].labels
 
 
 def test_kubernetes_container_carries_its_pods_labels_and_namespace(node: FakeNode) -> None:
