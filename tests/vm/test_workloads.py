@@ -189,7 +189,7 @@ def test_templates_instance_is_predicted_where_systemd_puts_it(node: Vm) -> None
 
 
 def test_labels_are_told_before_a_containers_first_program_starts(node: Vm) -> None:
-    """Told: cgroup made → enforcers called, and enforcers called → first program's start. Nothing holds the container up for it."""
+    """Nothing holds the container up for it: the figures say by how much the race is won."""
     node.put("/tmp/teller.py", TELLER)
     teller = node.start("python3", "/tmp/teller.py", log="/tmp/teller.log")
     node.until(lambda: "ready" in teller.output(), "the watcher")
