@@ -26,6 +26,7 @@ Examples:
   garrison minion --backends audit --backends fanotify
   garrison minion key                                what `garrison nodes pending` must show for this node
   garrison minion status --json
+  garrison minion workloads                          containers, units and users, and the policies that select them
   garrison minion enforce                            early in the boot: enforce the last good policy and end
   garrison minion confirm                            leave safe mode: try the newest policy again
 
@@ -166,3 +167,52 @@ def _print_status(status: Any, *, running: bool) -> None:
             style = _RULE_STYLE.get(rule.status, "")
             table.add_row(escape(rule.rule), f"[{style}]{rule.status}[/]", rule.backend or "-", escape(rule.reason) or "-")
         console.print(table)
+
+
+@command.command(
+    "workloads",
+    epilog="""\b
+Examples:
+  garrison minion workloads
+  garrison minion workloads --kind unit --all
+  garrison minion workloads --json | jq '.workloads[] | select(.policies == [])'
+
+\b
+Labels come from container engines, from [X-Garrison] Labels= in unit files, and from garrison itself.""",
+)
+@click.option("--kind", type=click.Choice(["container", "unit", "user"]), help="Only these  [default: all]")
+@click.option("--all", "show_all", is_flag=True, help="Also units that do not run and users who are not logged in")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object: workloads (all of them, each with its policies), policies_without"
+)
+@click.pass_obj
+def workloads_command(settings: Any, *, kind: str | None, show_all: bool, as_json: bool) -> None:
+    """Show what runs on this node by name, namespace and labels, and which policies select it, as the agent saw it last."""
+    import msgspec
+
+    from garrison.minion.workloads.report import read_report, selecting
+
+    report = read_report(settings.runtime_dir)
+    rows = [(each, selecting(each, report.scopes)) for each in report.workloads if kind in {None, each.kind}]
+    idle = sorted({line.policy for line in report.scopes} - {name for _, policies in rows for name in policies})
+    if as_json:
+        found = [
+            {**msgspec.to_builtins(each), "labels": sorted(each.labels), "policies": list(policies)} for each, policies in rows
+        ]
+        print_json_line(msgspec.json.encode({"workloads": found, "policies_without": idle}).decode())
+        return
+    _print_workloads([row for row in rows if show_all or row[0].cgroup_id])
+    for name in idle:
+        err_console().print(f"note: policy {name} selects nothing here now", markup=False, soft_wrap=True)
+
+
+def _print_workloads(rows: Any) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("kind", "name", "namespace", "policies", "labels", "cgroup", box=None)
+    for each, policies in sorted(rows, key=lambda row: (row[0].kind, row[0].name, row[0].cgroup)):
+        said = ", ".join(label for label in sorted(each.labels) if not label.startswith(("garrison/kind=", "garrison/slice=")))
+        cells = (each.kind, each.name, each.namespace or "-", ", ".join(policies) or "-", said, each.cgroup or "-")
+        table.add_row(*(escape(cell) for cell in cells))
+    out_console().print(table)

@@ -36,6 +36,7 @@ PENDING_KEYS_MAX: Final = 256  # refused keys remembered for `garrison nodes pen
 EVENT_MAX_BYTES: Final = 16 << 10  # one encoded event; a longer argv is cut and marked by the observer
 EVENT_ARGS_MAX: Final = 64  # arguments kept of one command
 EVENT_ARG_MAX_CHARS: Final = 512  # characters kept of one argument
+EVENT_LABELS_MAX_BYTES: Final = 1_024  # of a container's labels in an alert, which may hold two paths and 2 KiB of arguments
 EVENT_DATA_MAX_KEYS: Final = 128  # keys in Event.data
 PATH_MAX_BYTES: Final = 4_096  # linux/limits.h PATH_MAX
 
@@ -82,6 +83,19 @@ NFT_MAX_S: Final = 60.0  # one call of nft; 10,000 rules take 2 s
 LSM_PROFILES_MAX: Final = 1_022  # ways in which workloads of a node are selected; 10 bits, two of whose numbers have a meaning
 LSM_WORKLOADS_MAX: Final = 16_384  # cgroups of workloads on one node: 16 bytes of kernel memory each, used or not, twice
 ALLOWED_ARGS_MAX: Final = 20  # KubeArmor's own limit
+
+# ---- Workloads ------------------------------------------------------------------------------------------------------
+WORKLOADS_MAX: Final = 4_096  # told to the enforcers: what the kernel's table of cgroups holds
+WORKLOAD_LABELS_MAX: Final = 128  # of one workload, ours included; Kubernetes pods carry about ten
+WORKLOAD_LABEL_MAX_CHARS: Final = 512  # of one "key=value": in Kubernetes a prefix of 253, a name of 63, a value of 63
+WORKLOAD_NAME_MAX_CHARS: Final = 255  # of a unit, container, image or user: systemd's own limit for a unit
+WORKLOAD_FILE_MAX_BYTES: Final = 1 << 20  # one file of a container engine or systemd; Docker's config.v2.json takes about 5 KB
+WORKLOAD_READ_MAX_S: Final = 2.0  # for what a user's own file system may hold up: rootless state below a home directory
+BOLT_READ_MAX_BYTES: Final = 4 << 20  # of one look-up; it reads a page of 4 KiB for each level of the tree
+UNIT_FILES_MAX: Final = 8_192  # unit files and drop-ins of a node; a full Debian server has about 500
+WORKLOADS_OF_USER_MAX: Final = 512  # cgroups in one user's slice: a user may make any number, and nobody else must suffer
+CGROUP_WATCHES_MAX: Final = 16_384  # directories of the cgroup tree that are watched for new ones
+CGROUP_DEPTH_MAX: Final = 10  # rootless container in a pod of a user's service: user.slice/user-N/user@N/app/unit/pod/container
 
 # ---- Bundles --------------------------------------------------------------------------------------------------------
 BUNDLE_FILES_MAX: Final = 10_000

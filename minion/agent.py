@@ -28,6 +28,7 @@ from garrison.common.errors import GarrisonError, LinkError, QuarantinedError
 from garrison.common.events import Event, Kind, Lane, Scalar
 from garrison.common.frames import ApplyReport, Assignment, Hello, Job, JobOutput, JobResult
 from garrison.common.names import Digest
+from garrison.common.policy.rules import RuleSet
 from garrison.minion.arming import DeadmanRecord
 from garrison.minion.bundles import BundleStore, Staged
 from garrison.minion.config import MinionSettings
@@ -46,6 +47,9 @@ from garrison.minion.status import BackendState, NodeStatus, TrialStatus, start_
 from garrison.minion.trial import OnTrial, OnTrialEnd, apply_event
 from garrison.minion.tryout import Tryout
 from garrison.minion.verdict import Origin
+from garrison.minion.workloads.model import Workload
+from garrison.minion.workloads.report import WorkloadReport, scopes_of, write_report
+from garrison.minion.workloads.watcher import WorkloadWatcher
 
 __all__ = ["Agent"]
 
@@ -69,6 +73,7 @@ class Agent:
         observers: Not yet started.
         jobs: Runs commands of the master.
         probes: What the node must still be able to do under a new policy.
+        workloads: Knows what runs on this node; also one of ``observers``.
         early: What early enforcement had to tell.
         last: What the last deadman left.
     """
@@ -85,12 +90,14 @@ class Agent:
         observers: Sequence[Observer],
         jobs: JobRunner,
         probes: Probes,
+        workloads: WorkloadWatcher,
         early: Sequence[Event] = (),
         last: DeadmanRecord | None = None,
     ) -> None:
         self._settings, self._identity, self._recorder = settings, identity, recorder
         self._stack, self._store, self._duty, self._early = stack, store, duty, early
-        self._observers, self._jobs = observers, jobs
+        self._observers, self._jobs, self._workloads = observers, jobs, workloads
+        self._shown: tuple[tuple[Workload, ...], RuleSet] | None = None
         self._instance, self._boot, self._since = secrets.token_hex(16), boot_id(), time.time_ns()
         self._last, self._reverted = last, None  # type: tuple[DeadmanRecord | None, OnTrialEnd | None]
         self._applying = asyncio.Lock()
@@ -141,8 +148,10 @@ class Agent:
 
     def _enforce_last_good(self) -> None:
         self._stack.probe()
+        self._workloads.tell(self._stack.set_workloads)
         self._reverted = self._duty.settle(self._last)
         self._duty.take_up()
+        self._stack.watch_cgroups(lambda made: self._workloads.look_at(made.path))
         for event in self._early:
             self._recorder.emit(event)
 
@@ -180,9 +189,16 @@ class Agent:
             self._health[state.name] = state.healthy
         try:
             write_status(self._settings.runtime_dir, self._document(states))
+            self._show_workloads()
         except OSError as err:
             _log.warning("status=unwritten error=%s", err)
         return changed
+
+    def _show_workloads(self) -> None:
+        shown = self._workloads.workloads, self._stack.rules
+        if self._shown is None or any(now is not before for now, before in zip(shown, self._shown, strict=True)):
+            write_report(self._settings.runtime_dir, WorkloadReport(workloads=shown[0], scopes=scopes_of(shown[1])))
+            self._shown = shown
 
     async def _tell_master(self, link: Link) -> None:
         """Tell at once what is enforced now, and do what had to wait."""

@@ -39,6 +39,8 @@ from garrison.minion.observers.shell import ShellObserver
 from garrison.minion.probes import local_probes
 from garrison.minion.recorder import Recorder
 from garrison.minion.spool import SpoolCaps
+from garrison.minion.workloads.annotate import annotated
+from garrison.minion.workloads.watcher import WorkloadWatcher
 
 __all__ = ["run_minion"]
 
@@ -70,7 +72,13 @@ async def _run(settings: MinionSettings, identity: Identity) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    recorder = Recorder(settings.directory / "spool", SpoolCaps.of_total(settings.spool_max_bytes), boot=boot_id())
+    workloads = WorkloadWatcher()
+    recorder = Recorder(
+        settings.directory / "spool",
+        SpoolCaps.of_total(settings.spool_max_bytes),
+        boot=boot_id(),
+        complete=lambda event: annotated(event, workloads.container),
+    )
     backends = default_backends(
         recorder.emit,
         runtime_dir=settings.runtime_dir,
@@ -96,7 +104,8 @@ async def _run(settings: MinionSettings, identity: Identity) -> None:
             needs=needs,
             arm=functools.partial(arm, settings.runtime_dir),
         ),
-        observers=_observers(settings, recorder),
+        observers=[workloads, *_observers(settings, recorder)],
+        workloads=workloads,
         jobs=JobRunner(identity.directory / "jobs"),
         probes=local_probes(identity.directory),
         early=take_outcome(settings.runtime_dir),

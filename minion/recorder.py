@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -29,10 +30,19 @@ _log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Takes events from the first moment on and hands them to the spool."""
+    """Takes events from the first moment on and hands them to the spool.
 
-    def __init__(self, directory: Path, caps: SpoolCaps, *, boot: str) -> None:
-        self._directory, self._caps, self._boot = directory, caps, boot
+    Args:
+        directory: The spool's.
+        caps: The spool's.
+        boot: The kernel's id of this boot.
+        complete: Adds to an event what its maker does not know; must not raise or wait.
+    """
+
+    def __init__(
+        self, directory: Path, caps: SpoolCaps, *, boot: str, complete: Callable[[Event], Event] = lambda event: event
+    ) -> None:
+        self._directory, self._caps, self._boot, self._complete = directory, caps, boot, complete
         self._lock = threading.Lock()
         self._aside: deque[Event] = deque()
         self._lost: Counter[Lane] = Counter()
@@ -40,7 +50,8 @@ class Recorder:
         self.error = ""
 
     def emit(self, event: Event) -> None:
-        """Record ``event``, stamped with the clocks where the observer did not."""
+        """Record ``event``, completed, and stamped with the clocks where the observer did not."""
+        event = self._complete(event)
         stamped = msgspec.structs.replace(
             event, ts=event.ts or time.time_ns(), mono=event.mono or time.monotonic_ns(), boot=event.boot or self._boot
         )

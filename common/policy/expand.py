@@ -37,8 +37,11 @@ from garrison.common.policy.rules import (
     WorkloadScope,
 )
 
-__all__ = ["NO_NAMESPACE", "Located", "expand", "rule_id"]
+__all__ = ["CONTAINERS", "NO_NAMESPACE", "OUTSIDE_KUBERNETES", "Located", "expand", "rule_id"]
 
+CONTAINERS: Final = "garrison/kind=container"  # carried by every container, and by nothing else
+OUTSIDE_KUBERNETES: Final = "default"  # namespace of everything that Kubernetes does not run
+_KUBEARMORS_OUTSIDE: Final = "container_namespace"  # KubeArmor's name for it
 NO_NAMESPACE: Final = ("-",)  # what namespace lists without a common name leave: no names would mean all, and "-" names none
 _EVERY_PATH: Final = PathTarget(PathKind.DIRECTORY, "/", recursive=True)
 _PEERS_SHOWN: Final = 4  # networks of a firewall rule in its text for people
@@ -146,20 +149,27 @@ def _workloads(selector: models.AnySelector, namespace: str) -> WorkloadScope:
     wanted, unwanted, within, without = list[tuple[str, ...]](), set[str](), list[set[str]](), set[str]()
     for expression in selector.matchExpressions:
         if expression.key == "namespace":
-            within.append(set(expression.values)) if expression.operator == "In" else without.update(expression.values)
+            names = {_namespace(value) for value in expression.values}
+            within.append(names) if expression.operator == "In" else without.update(names)
         elif expression.operator == "In":
             wanted.append(_unique(expression.values))
         else:
             unwanted.update(expression.values)
     namespaces = (set.intersection(*within) or set(NO_NAMESPACE)) if within else set[str]()
+    labels = _unique(f"{key}={value}" for key, value in selector.matchLabels.items())
     return WorkloadScope(
-        namespace=namespace,
-        labels=_unique(f"{key}={value}" for key, value in selector.matchLabels.items()),
+        namespace=_namespace(namespace),
+        # Who names no label means containers, as in Kubernetes: not each service and login of the node.
+        labels=labels if labels or wanted else (CONTAINERS,),
         any_of=tuple(sorted(wanted)),
         none_of=_unique(unwanted),
         namespaces=_unique(namespaces),
         not_namespaces=_unique(without),
     )
+
+
+def _namespace(name: str) -> str:
+    return OUTSIDE_KUBERNETES if name == _KUBEARMORS_OUTSIDE else name
 
 
 # ---- on what ---------------------------------------------------------------------------------------------------------

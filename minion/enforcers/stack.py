@@ -35,6 +35,7 @@ from garrison.minion.workloads.model import Workload
 
 __all__ = ["LASTING", "EnforcerStack", "Trial", "default_backends"]
 
+_NO_RULES: Final = RuleSet()
 _WORST_FIRST: Final = (RuleStatus.INERT, RuleStatus.IMPOSSIBLE, RuleStatus.DEGRADED, RuleStatus.AUDITED)
 
 _log = logging.getLogger(__name__)
@@ -257,6 +258,12 @@ class EnforcerStack:
                 failed = f"{name} does not know all workloads, so rules for workloads may not hold in new ones: {err}"
                 _log.error("backend=%s workloads=stale error=%s", name, err)
         self._unplaced = failed
+
+    @property
+    def rules(self) -> RuleSet:
+        """The rules that are held; none before ``apply`` and after ``release``."""
+        held = self._normalised
+        return held.rules if held else _NO_RULES
 
     def watch_cgroups(self, take: Callable[[CgroupMade], None]) -> None:
         """Have every backend that sees cgroups being made tell ``take``, from a thread of its own."""

@@ -18,6 +18,7 @@ from vm.lab import K61, K612, Lab, Vm
 
 ROOT = Path(__file__).resolve().parents[2]
 GARRISON = str(Path(sys.prefix) / "bin" / "garrison")
+LOAD_TIMEOUT_S = 300  # every program is verified before the node knocks: a minute on a busy emulated CPU
 KERNELS = [pytest.param(K61, id="6.1"), pytest.param(K612, id="6.12")]
 CONNECT = (
     'use IO::Socket::INET; IO::Socket::INET->new(PeerAddr => "10.0.2.2:%d", Timeout => 5) or do { print STDERR "$!\\n"; exit 1 };'
@@ -78,7 +79,7 @@ def join(master: Master, vm: Vm) -> None:
     vm.put("/etc/secret/api.key", "not for everybody\n")
     shown = json.loads(vm.check("garrison", "minion", "--node", "edge-1", "key", "--json"))["fingerprint"]
     vm.start("garrison", "minion", "--join", "/etc/garrison/join.json", "--node", "edge-1", log="/tmp/minion.log")
-    until(lambda: shown in master.cli("nodes", "pending", "--json"), "the node knocks")
+    until(lambda: shown in master.cli("nodes", "pending", "--json"), "the node knocks", LOAD_TIMEOUT_S)
     master.cli("nodes", "accept", "edge-1", "--key", shown)
     until(lambda: json.loads(master.cli("nodes", "--json"))["nodes"][0]["state"] == "online", "the node is on line")
 

@@ -57,6 +57,13 @@ PACKAGES = [
     "strace",
     "sudo",
     "busybox-static",
+    "libpam-systemd",  # logins become sessions in user slices
+    # Containers of root and of users. netavark is there because a dependency of podman wants a network stack: nothing uses it.
+    "podman",
+    "crun",
+    "netavark",
+    "uidmap",
+    "dbus-user-session",
 ]
 # Parts of the kernel's module tree that a VM of the lab can use; the rest is drivers of machines that QEMU does not show.
 MODULES = [

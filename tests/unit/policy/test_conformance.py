@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from garrison.common.policy.expand import CONTAINERS
 from garrison.common.policy.load import Foreign, check_text, load_text
 from garrison.common.policy.match import Operation, decide
 from garrison.common.policy.normalise import NodeFacts, normalise
@@ -71,10 +72,10 @@ def test_host_scenario_ends_as_its_file_says(command):
 
 
 # ---- behaviour cases -------------------------------------------------------------------------------------------------
-ONE = frozenset({"container=ubuntu-1", "group=group-1"})
-TWO = frozenset({"container=ubuntu-2", "group=group-2"})
-THREE = frozenset({"container=ubuntu-3", "group=group-2"})
-FOUR = frozenset({"container=ubuntu-4", "group=group-2"})
+ONE = frozenset({"container=ubuntu-1", "group=group-1", CONTAINERS})
+TWO = frozenset({"container=ubuntu-2", "group=group-2", CONTAINERS})
+THREE = frozenset({"container=ubuntu-3", "group=group-2", CONTAINERS})
+FOUR = frozenset({"container=ubuntu-4", "group=group-2", CONTAINERS})
 SECRET1 = "/home/user1/secret_data1.txt"
 INET, STREAM, DGRAM, RAW, ICMP = 2, 1, 2, 3, 1
 
