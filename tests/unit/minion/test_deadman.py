@@ -193,7 +193,7 @@ def test_next_agent_waits_for_a_deadman_that_is_still_at_work(node):
     record = await_last(node.runtime_dir, "this")
 
     assert record.state == "reverted"
-    assert not node.armed.alive
+    until(lambda: not node.armed.alive)
 
 
 def test_next_agent_ends_a_deadman_that_hangs(node, monkeypatch):
