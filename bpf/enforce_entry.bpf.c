@@ -98,7 +98,8 @@ __noinline int is_alone(__u64 number, __u64 cgroup, __u64 root)
 	struct signal_struct___threads *process = (void *)BPF_CORE_READ(task, signal);
 	int i;
 
-	if (populated_sets(cgroup) != 1 || populated_children(cgroup) || BPF_CORE_READ(set, nr_tasks) != BPF_CORE_READ(process, nr_threads))
+	if (populated_sets(cgroup) != 1 || populated_children(cgroup) ||
+	    BPF_CORE_READ(set, nr_tasks) != BPF_CORE_READ(process, nr_threads))
 		return 0;
 	for (i = 0; i < LEVELS_MAX && cgroup != root; i++) {
 		struct cgroup_subsys_state *self = (void *)cgroup;
