@@ -2,7 +2,8 @@
 
 Rules of this file:
 - A cgroup's number is its directory's inode; the kernel opens it by number (a file handle), also when it was renamed.
-- A cgroup that is gone has no name any more; the cache keeps the name of those seen before.
+- A cgroup that is gone has no name any more; the names of those seen, or told of, before are kept for a while: the first event of
+  a container may be read when the container has ended.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import ctypes as c
 import os
 import re
 import struct
-from functools import lru_cache
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -59,11 +60,23 @@ class CgroupNames:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._path = lru_cache(maxsize=_CACHED)(self._look_up)
+        self._known: dict[int, str] = {}
+        self._lock = threading.Lock()
 
     def path(self, cgroup_id: int) -> str:
-        """Return the path below the mount, ``/`` for the root, empty when the cgroup is gone."""
-        return self._path(cgroup_id)
+        """Return the path below the mount, ``/`` for the root, empty when the cgroup is gone and was not known."""
+        known = self._known.get(cgroup_id)
+        if known is None:
+            known = self._look_up(cgroup_id)
+            self.remember(cgroup_id, known)
+        return known
+
+    def remember(self, cgroup_id: int, path: str) -> None:
+        """Take somebody's word for a cgroup that was just made. Any thread."""
+        with self._lock:
+            self._known[cgroup_id] = path
+            if len(self._known) > _CACHED:
+                del self._known[next(iter(self._known))]
 
     def close(self) -> None:
         """Give back the mount's descriptor. Idempotent."""

@@ -44,6 +44,7 @@ _WALK_S: Final = 60.0
 _BLIND_WALK_S: Final = 2.0  # while directories cannot be watched
 _RETRY_S: Final = 1.0  # after on_change failed
 _MADE_MAX: Final = 4096  # cgroups that others told of and that were not looked at yet; beyond it the tree is walked
+_GONE_MAX: Final = 256  # containers that have ended and are still named in events: their last ones may be read later
 _FILE_MASK: Final = ino.CREATE | ino.DELETE | ino.MOVED | ino.CLOSE_WRITE | ino.ATTRIB
 _ACCOUNT_FILES: Final = frozenset({"passwd", "group"})
 
@@ -71,6 +72,7 @@ class WorkloadWatcher(Observer):
         self._told: tuple[Workload, ...] | None = None
         self._found: tuple[Workload, ...] = ()
         self._containers: dict[str, Workload] = {}
+        self._gone: dict[str, Workload] = {}
         self._counters: dict[str, int] = {}
         self._trouble = self._detail = ""
 
@@ -118,8 +120,8 @@ class WorkloadWatcher(Observer):
         return self._found
 
     def container(self, container_id: str) -> Workload | None:
-        """Return the container with this id, as it was found last."""
-        return self._containers.get(container_id)
+        """Return the container with this id, as it was found last; for some time also when it has ended."""
+        return self._containers.get(container_id) or self._gone.get(container_id)
 
     # ---- the thread ----------------------------------------------------------------------------------------------------
     def _run(self, stop: Stop) -> None:
@@ -150,7 +152,9 @@ class WorkloadWatcher(Observer):
     def _tell(self, session: _Session) -> bool:
         """Tell what changed; whether that worked."""
         found = session.roster.workloads()
+        gone = {**self._gone, **self._containers}
         self._found, self._containers = found, session.roster.containers()
+        self._gone = {key: gone[key] for key in list(gone)[-_GONE_MAX:]}
         self._counters = {**counted(found), **session.counters()}
         self._detail = session.detail()
         if found == self._told or self._on_change is None:

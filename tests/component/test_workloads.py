@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fakes.node import FakeNode
-from garrison.bpf.cgroups import cgroup2_root
+from garrison.bpf.cgroups import CgroupNames, cgroup2_root
 from garrison.minion.workloads.model import Workload
 from garrison.minion.workloads.watcher import WorkloadWatcher
 
@@ -76,6 +76,23 @@ def test_numbers_are_those_by_which_the_kernel_knows_cgroups(node: FakeNode) -> 
     found = look(node)["/system.slice/web.service"]
 
     assert found.cgroup_id == (node.cgroups / "system.slice/web.service").stat().st_ino
+
+
+def test_cgroup_that_somebody_told_of_keeps_its_name_when_it_is_gone(cgroups: Path) -> None:
+    told, seen, missed = (cgroups / name for name in ("told", "seen", "missed"))
+    for each in (told, seen, missed):
+        each.mkdir()
+    numbers = [each.stat().st_ino for each in (told, seen, missed)]
+    names = CgroupNames(cgroup2_root())
+    try:
+        names.remember(numbers[0], "/as/told")
+        assert names.path(numbers[1]) == f"/{cgroups.name}/seen"
+        for each in (told, seen, missed):
+            each.rmdir()
+
+        assert [names.path(number) for number in numbers] == ["/as/told", f"/{cgroups.name}/seen", ""]
+    finally:
+        names.close()
 
 
 def given_to(node: FakeNode, path: str, uid: int) -> Path:

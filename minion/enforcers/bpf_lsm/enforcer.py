@@ -222,8 +222,14 @@ class BpfLsmEnforcer(Enforcer):
 
     def watch_cgroups(self, take: Callable[[CgroupMade], None]) -> None:
         """Call ``take`` with each cgroup that is made, from a thread of its own, while programs are attached."""
+
+        def made(cgroup: CgroupMade) -> None:
+            if cgroup.path and self._names:
+                self._names.remember(cgroup.cgroup_id, cgroup.path)  # it may be gone when its first event is read
+            take(cgroup)
+
         with self._lock:
-            self._residents.watch(take)
+            self._residents.watch(made)
             self._residents.feed(self._maps)
 
     def _settle(self, rules: RuleSet, program: Program) -> None:

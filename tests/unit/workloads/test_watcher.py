@@ -170,6 +170,22 @@ def test_container_whose_engine_writes_late_gets_its_labels(
     assert watching.status().counters["containers_unknown"] == 0
 
 
+def test_container_that_has_ended_can_still_be_named(node: FakeNode, enforcer: Enforcer, watching: WorkloadWatcher) -> None:
+    """Its last events may be read after its end."""
+    for n in range(300):
+        node.docker(f"{n:064x}", f"c{n}", {})
+        node.cgroup(f"/docker/{n:064x}")
+    until(lambda: len(enforcer.running()) == 300, "they came")
+    shutil.rmtree(node.cgroups / "docker")
+    until(lambda: not enforcer.running(), "they went")
+    until(lambda: watching.status().counters["containers"] == 0, "the figures say so")
+
+    named = [found.name for n in range(300) if (found := watching.container(f"{n:064x}"))]
+
+    assert len(named) == 256
+    assert f"c{299}" in named
+
+
 def test_what_could_not_be_handed_over_is_handed_over_later(
     node: FakeNode, enforcer: Enforcer, watching: WorkloadWatcher, monkeypatch
 ) -> None:
