@@ -1,4 +1,4 @@
-"""Container policies on the network, and what nothing holds yet: behaviours 28 to 32."""
+"""Container policies on the network, domains and presets: behaviours 28 to 32."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ __all__ = ["SOCKETS"]
 
 def _sock(object_: str, rule: str, **more: object) -> Alert:
     return Alert(object_, rule, operation="socket", **more)  # type: ignore[arg-type]
+
+
+def _query(name: str) -> Alert:
+    return Alert(name, "example.com", operation="query")
+
+
+def _in_memory(operation: str, verdict: str, by: str = "") -> Alert:
+    return Alert("[...]/memfd:probe", "filelessExec", by, operation, verdict)
 
 
 SOCKETS: tuple[Case, ...] = (
@@ -113,31 +121,42 @@ SOCKETS: tuple[Case, ...] = (
     Case(
         "block-dns",
         own("block-dns"),
-        (passes("curl resolve example.com"), passes("curl resolve www.example.com"), passes("curl resolve example.org")),
+        (
+            refused("curl resolve example.com", _query("example.com")),
+            refused("curl resolve www.Example.com", _query("www.example.com")),
+            passes("curl resolve example.org"),
+            passes("curl resolve notexample.com"),
+            elsewhere("curl resolve example.com"),
+        ),
         Grade(5, "domain asked for"),
         ONE,
         (31,),
-        status={"example.com": "impossible"},
-        not_held="nothing answers for domains yet",
+        status={"example.com": "degraded"},
     ),
     Case(
         "preset-block-fileless",
         own("preset-block-fileless"),
-        (passes("/readwrite fileless"), passes("ls /")),
+        (
+            refused("/readwrite fileless", _in_memory("exec", "block")),
+            passes("ls /"),
+            passes("curl tcp"),
+            elsewhere("/readwrite fileless"),
+        ),
         Grade(9, "started from memory"),
         ONE,
         (32,),
-        status={"filelessExec": "impossible"},
-        not_held="presets are not held yet",
     ),
     Case(
         "preset-audit-fileless",
         own("preset-audit-fileless"),
-        (passes("/readwrite fileless"), passes("ls /")),
+        (
+            # The program, and what the kernel maps of it.
+            told("/readwrite fileless", _in_memory("exec", "audit"), _in_memory("map", "audit", by="memfd:probe")),
+            passes("ls /"),
+            elsewhere("/readwrite fileless"),
+        ),
         Grade(9, "started from memory"),
         ONE,
         (32,),
-        status={"filelessExec": "impossible"},
-        not_held="presets are not held yet",
     ),
 )
