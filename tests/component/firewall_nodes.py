@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import re
 import select
 import socket
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,9 +24,10 @@ from garrison.common.policy.flows import Direction
 from garrison.common.policy.rules import Posture, Postures, Rule, RuleSet
 from garrison.minion.enforcers.nftables import NftablesEnforcer
 
-__all__ = ["Link", "inside", "until"]
+__all__ = ["Link", "Traffic", "inside", "until"]
 
 _CLONE_NEWNET = 0x40000000
+_SO_RCVBUFFORCE = 33
 _libc = ctypes.CDLL(None, use_errno=True)
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 ECHO = {ICMP: (8, 0), ICMPV6: (128, 129)}  # request, reply
@@ -47,15 +48,12 @@ def until(condition: Callable[[], object], what: str, *, timeout_s: float = 30) 
 @contextlib.contextmanager
 def inside(name: str) -> Iterator[None]:
     """Be in a network namespace with this thread, and with what it starts."""
-    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    other = os.open(f"/run/netns/{name}", os.O_RDONLY)
-    try:
-        _enter(other)
-        yield
-    finally:
-        _enter(own)
-        os.close(own)
-        os.close(other)
+    with Path("/proc/thread-self/ns/net").open("rb") as own, Path(f"/run/netns/{name}").open("rb") as other:
+        _enter(other.fileno())
+        try:
+            yield
+        finally:
+            _enter(own.fileno())
 
 
 def _enter(fd: int) -> None:
@@ -203,6 +201,59 @@ class Link:
 
             until(lambda: answered() or self.dropped(), f"echo of {target} came or was dropped")
             return answered()
+
+
+class Traffic:
+    """Two UDP packets by turns, one that rules let through and one that they block, each beginning a flow."""
+
+    def __init__(self, link: Link) -> None:
+        self._link, self._running, self._ending = link, threading.Event(), threading.Event()
+        self.sent = self.refused = self.received = 0
+        with inside(link.peer):
+            self.good, self.bad = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+        self.good.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 24)
+        self.good.bind(("10.77.0.2", 2001))
+        self.bad.bind(("10.77.0.2", 2000))
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with inside(self._link.node):
+            while self._running.wait() and not self._ending.is_set():
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+                    self.sent += one.sendto(b"x", ("10.77.0.2", 2001))
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+                    try:
+                        one.sendto(b"x", ("10.77.0.2", 2000))
+                    except PermissionError:
+                        self.refused += 1
+
+    @contextlib.contextmanager
+    def flowing(self) -> Iterator[None]:
+        """Traffic before, while and after something is done, and no longer: the kernel remembers every flow."""
+        self._running.set()
+        self._some()
+        try:
+            yield
+            self._some()
+        finally:
+            self._running.clear()
+
+    def _some(self) -> None:
+        enough = self.sent + 3
+        until(lambda: self.sent >= enough, "packets are sent")
+
+    def take(self) -> None:
+        while select.select([self.good], [], [], 0)[0]:
+            self.good.recv(16)
+            self.received += 1
+
+    def close(self) -> None:
+        self._ending.set()
+        self._running.set()
+        self._thread.join()
+        self.good.close()
+        self.bad.close()
 
 
 def _checksum(raw: bytes) -> int:

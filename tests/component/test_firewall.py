@@ -11,13 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 
 import msgspec
 import pytest
 
-from component.firewall_nodes import ICMP, ICMPV6, TCP, UDP, Link, inside, until
+from component.firewall_nodes import ICMP, ICMPV6, TCP, UDP, Link, Traffic, inside, until
 from garrison.common.errors import BackendUnsupportedError, KernelError
 from garrison.common.events import Kind
 from garrison.common.policy.firewall import Packet, decide_packet
@@ -32,7 +31,6 @@ pytestmark = pytest.mark.root
 
 OUT, IN = Direction.EGRESS, Direction.INGRESS
 _numbers = itertools.count()
-_SO_RCVBUFFORCE = 33
 
 FOREIGN = """
 table inet other {
@@ -209,48 +207,28 @@ def test_tables_of_others_are_not_touched(link):
         link.nft("flush", "ruleset")
 
 
-def test_swap_under_traffic_drops_nothing_allowed_and_passes_nothing_blocked(link):
+def test_swap_under_traffic_drops_nothing_allowed_and_passes_nothing_blocked(link, monkeypatch):
     blocked, sets = rule(OUT, PortRange("udp", 2000, 2000)), [rule(OUT, PortRange("udp", 9, n)) for n in (10, 11)]
     link.hold(blocked, sets[0])
-    with inside(link.peer):
-        good, bad = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
-    good.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 26)
-    good.bind(("10.77.0.2", 2001))
-    bad.bind(("10.77.0.2", 2000))
-    ending, sent, refused, received = threading.Event(), [0], [0], [0]
+    run = Nft.run
+    traffic = Traffic(link)
 
-    def traffic() -> None:
-        with inside(link.node):
-            while not ending.is_set():
-                # New sockets, so that each packet begins a flow and is judged.
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-                    sent[0] += one.sendto(b"x", ("10.77.0.2", 2001))
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-                    try:
-                        one.sendto(b"x", ("10.77.0.2", 2000))
-                    except PermissionError:
-                        refused[0] += 1
+    def run_under_traffic(self: Nft, script: str, *, what: str) -> None:
+        with traffic.flowing():
+            run(self, script, what=what)
 
-    def take() -> None:
-        while select.select([good], [], [], 0)[0]:
-            good.recv(16)
-            received[0] += 1
+    monkeypatch.setattr(Nft, "run", run_under_traffic)
+    try:
+        for n in range(100):
+            link.hold(blocked, sets[(n + 1) % 2])
+            traffic.take()
+        until(lambda: traffic.take() or traffic.received >= traffic.sent, "all that was sent came")
 
-    thread = threading.Thread(target=traffic)
-    with good, bad:
-        thread.start()
-        try:
-            for n in range(100):
-                link.hold(blocked, sets[n % 2])
-                take()
-        finally:
-            ending.set()
-            thread.join()
-        until(lambda: take() or received[0] >= sent[0], "all that was sent came")
-
-        assert received[0] == sent[0] > 100
-        assert not select.select([bad], [], [], 0)[0]
-        assert refused[0] == sent[0]
+        assert not select.select([traffic.bad], [], [], 0)[0]
+    finally:
+        traffic.close()
+    assert traffic.received == traffic.sent
+    assert traffic.refused == traffic.sent
 
 
 def test_counters_are_exact_over_changes_of_rules_and_limited_alerts(link):
