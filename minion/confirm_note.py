@@ -7,22 +7,18 @@ Rules of this file:
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from garrison.common import limits
 from garrison.common.names import Digest
-from garrison.common.trust.durable import write_durably
+from garrison.minion.note import leave_note, take_note
 
 __all__ = ["ConfirmNote", "leave_confirmation", "take_confirmation"]
 
 _FILE: Final = "confirmed.json"
-
-_log = logging.getLogger(__name__)
 
 
 class ConfirmNote(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,22 +34,9 @@ def leave_confirmation(directory: Path, digest: Digest) -> None:
     Raises:
         KernelError: The note cannot be written.
     """
-    write_durably(directory / _FILE, msgspec.json.encode(ConfirmNote(digest=digest, uid=os.getuid())))
+    leave_note(directory / _FILE, ConfirmNote(digest=digest, uid=os.getuid()))
 
 
 def take_confirmation(directory: Path) -> ConfirmNote | None:
-    """Return the note and remove it; ``None`` when there is none."""
-    path = directory / _FILE
-    try:
-        with path.open("rb") as file:
-            note = msgspec.json.decode(file.read(limits.BOOT_FILE_MAX_BYTES), type=ConfirmNote)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError) as err:
-        _log.error("confirm_note=unreadable error=%s", err)
-        note = None
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as err:
-        _log.error("confirm_note=not-removed error=%s", err)
-    return note
+    """Return the note and remove it; ``None`` when there is none, or none that can be read."""
+    return take_note(directory / _FILE, ConfirmNote)

@@ -6,7 +6,6 @@ Rules of this file:
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from pathlib import Path
@@ -14,14 +13,11 @@ from typing import Final
 
 import msgspec
 
-from garrison.common import limits
-from garrison.common.trust.durable import write_durably
+from garrison.minion.note import leave_note, take_note
 
 __all__ = ["ReleaseNote", "leave", "take"]
 
 _FILE: Final = "released.json"
-
-_log = logging.getLogger(__name__)
 
 
 class ReleaseNote(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,26 +40,12 @@ def leave(directory: Path) -> None:
     Raises:
         KernelError: It cannot be written.
     """
-    note = ReleaseNote(at_ns=time.time_ns(), uid=os.getuid(), login_uid=_login_uid())
-    write_durably(directory / _FILE, msgspec.json.encode(note))
+    leave_note(directory / _FILE, ReleaseNote(at_ns=time.time_ns(), uid=os.getuid(), login_uid=_login_uid()))
 
 
 def take(directory: Path) -> ReleaseNote | None:
     """Return the note and remove it; ``None`` when there is none. One that cannot be read names nobody."""
-    path = directory / _FILE
-    try:
-        with path.open("rb") as file:
-            note = msgspec.json.decode(file.read(limits.BOOT_FILE_MAX_BYTES), type=ReleaseNote)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError) as err:
-        _log.error("release_note=unreadable error=%s", err)
-        note = ReleaseNote(at_ns=0, uid=-1)
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as err:
-        _log.error("release_note=not-removed error=%s", err)
-    return note
+    return take_note(directory / _FILE, ReleaseNote, unreadable=ReleaseNote(at_ns=0, uid=-1))
 
 
 def _login_uid() -> int:

@@ -9,6 +9,7 @@ Source: linux/netfilter/nfnetlink_log.h, nfnetlink.h, nf_tables.h.
 
 from __future__ import annotations
 
+import abc
 import errno
 import os
 import socket
@@ -110,7 +111,7 @@ def decode_logged(body: bytes) -> Logged | None:
     )
 
 
-class _Socket:
+class _Socket(abc.ABC):
     """A netlink socket that is read without waiting."""
 
     def __init__(self) -> None:
@@ -127,8 +128,9 @@ class _Socket:
             self._socket.close()
             raise KernelError(err.errno or 0, f"netlink: {self.__class__.__name__}") from err
 
+    @abc.abstractmethod
     def _set_up(self) -> None:
-        raise NotImplementedError
+        """Ask the kernel for what this socket is to hear; the socket is bound, and waits still."""
 
     def fileno(self) -> int:
         return self._socket.fileno()
