@@ -9,6 +9,7 @@ Owns: the process's start, the channel. Does not own: when to disarm (``duty``).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -100,11 +101,13 @@ def read_record(runtime_dir: Path) -> DeadmanRecord | None:
 def await_last(runtime_dir: Path, boot: str) -> DeadmanRecord | None:
     """Return what the last deadman left, once it is gone: one that is late must not go back behind a new agent's back."""
     record = read_record(runtime_dir)
-    deadline = boottime() + _ANSWER_MAX_S
+    deadline, ended = boottime() + _ANSWER_MAX_S, False
     while record is not None and record.boot == boot and _is_deadman(record.pid):
-        if boottime() > deadline:
+        if not ended and boottime() > deadline:
             _log.error("deadman=stuck pid=%s", record.pid)
-            os.kill(record.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
+                os.kill(record.pid, signal.SIGKILL)
+            ended = True
         time.sleep(_LOOK_EVERY_S)
         record = read_record(runtime_dir)
     return record
