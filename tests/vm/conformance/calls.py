@@ -1,12 +1,13 @@
-"""System call rules and what nothing holds: behaviours 33 and 37."""
+"""System call rules and packets: behaviours 33 and 37."""
 
 from __future__ import annotations
 
-from vm.conformance.model import Alert, Case, Grade, Place, Step, passes, told
+from vm.conformance.model import Alert, Case, Grade, Place, Step, passes, refused, told
 
 __all__ = ["CALLS"]
 
 _HOME, _SRV, _DEEP = "/home/user1/gone", "/srv/conform/gone", "/srv/conform/etc/gone"
+_SERVER, _FLOW = "192.0.2.53", "egress 0.0.0.0/0 udp/53"
 _ONE, _TWO = "/opt/tools/bin/one", "/opt/tools/bin/deeper/two"
 
 
@@ -67,9 +68,12 @@ CALLS: tuple[Case, ...] = (
     Case(
         "nsp-egress-block-dns",
         _own("nsp-egress-block-dns"),
-        (passes("curl resolve example.com"), passes("curl tcp")),
+        (
+            refused(f"curl resolve example.com {_SERVER}", Alert(f"udp://{_SERVER}:53", _FLOW, operation="egress")),
+            passes("curl resolve example.com"),  # loopback stays open
+            passes("curl udp"),
+            passes("curl tcp"),
+        ),
         behaviours=(37,),
-        status={"egress 0.0.0.0/0 udp/53": "impossible"},
-        not_held="not by the kernel enforcer: nftables filters packets, see firewall.md",
     ),
 )

@@ -16,11 +16,12 @@ import socket
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from stage import CGROUPS, SENTINELS, serve
+from stage import CGROUPS, FAR, FAR_PORT, SENTINELS, serve
 
 _TOLD_S = 60
 _SENTINEL = f"""
@@ -41,6 +42,23 @@ spec:
   syscalls: {{matchPaths: [{{syscall: [rmdir], path: {SENTINELS}/}}]}}
   action: Audit
 """
+_SENTINEL_PACKET = f"""
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorNetworkPolicy
+metadata: {{name: sentinel-packet}}
+spec:
+  nodeSelector: {{matchLabels: {{kubearmor.io/hostname: "*"}}}}
+  egress:
+  - to: [{{ipBlock: {{cidr: {FAR}/32}}}}]
+    ports: [{{port: "{FAR_PORT}", endPort: {FAR_PORT + 99}, protocol: UDP}}]
+  action: Audit
+"""
+# Backend -> kind of rule for which it is used, what has it tell that a step is over, and of what for a step's number.
+_SENTINELS = {
+    "bpf_lsm": ("", _SENTINEL, lambda number: f"{SENTINELS}/{number}"),
+    "syscalls": ("syscall", _SENTINEL_CALL, lambda number: f"rmdir {SENTINELS}/{number}.call"),
+    "nftables": ("firewall", _SENTINEL_PACKET, lambda number: f"udp://{FAR}:{FAR_PORT + number}"),
+}
 
 
 class Player:
@@ -51,8 +69,8 @@ class Player:
 
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._stage = stage.makefile("rw")
-        names = ("bpf_lsm", "syscalls")  # of the backends, those that refuse most; others would only be asked in their stead
-        backends = default_backends(self._events.put, runtime_dir=Path(tempfile.mkdtemp()), cgroup=None, names=names)
+        # Those that refuse most; others would only be asked in their stead.
+        backends = default_backends(self._events.put, runtime_dir=Path(tempfile.mkdtemp()), cgroup=None, names=_SENTINELS)
         self._stack = EnforcerStack(backends)
 
     def begin(self, asked: dict[str, Any]) -> Any:
@@ -69,18 +87,19 @@ class Player:
         import msgspec
 
         from garrison.common.policy.load import load_text
-        from garrison.common.policy.normalise import NodeFacts, normalise
-        from garrison.common.policy.rules import Entity, Mode, Posture, Postures
+        from garrison.common.policy.normalise import NodeFacts, Normalised, normalise
+        from garrison.common.policy.rules import Mode, Posture, Postures
 
         posture = Posture(asked["posture"])
-        documents = [d for text in (*asked["documents"], _SENTINEL) for d in load_text(text)]
         node = NodeFacts(asked["node"])
         postures = Postures(file=posture, network=posture, capability=posture)
-        wanted = normalise(((d, Mode.ENFORCE) for d in documents), node, postures)
-        calls = any(rule.entity is Entity.SYSCALL for rule in wanted.rules.rules)
-        if calls:
-            documents += load_text(_SENTINEL_CALL)
-            wanted = normalise(((d, Mode.ENFORCE) for d in documents), node, postures)
+
+        def read(texts: Iterable[str]) -> Normalised:
+            return normalise(((d, Mode.ENFORCE) for text in texts for d in load_text(text)), node, postures)
+
+        entities = {"", *(rule.entity.value for rule in read(asked["documents"]).rules.rules)}
+        used = [backend for backend, (entity, _, _) in _SENTINELS.items() if entity in entities]
+        wanted = read((*asked["documents"], *(_SENTINELS[backend][1] for backend in used)))
         self._stack.set_workloads(_workloads(asked) if asked["labels"] else ())
         report = self._stack.apply(wanted)
         while not self._events.empty():
@@ -90,22 +109,20 @@ class Player:
             "report": msgspec.to_builtins(report),
             "notes": list(wanted.notes),
             "results": results,
-            "events": [[msgspec.to_builtins(e) for e in of_step] for of_step in self._sorted(len(results), calls=calls)],
+            "events": [[msgspec.to_builtins(e) for e in of_step] for of_step in self._sorted(len(results), used)],
         }
 
-    def _sorted(self, steps: int, *, calls: bool) -> list[list[Any]]:
+    def _sorted(self, steps: int, used: Iterable[str]) -> list[list[Any]]:
         """Return the events of each step: those before its sentinel, by the backend that told them."""
         found: list[list[Any]] = [[] for _ in range(steps)]
-        kinds = ("", ".call") if calls else ("",)
-        reached = dict.fromkeys(kinds, 0)
+        reached = dict.fromkeys(used, 0)
         while min(reached.values()) < steps:
             event = self._events.get(timeout=_TOLD_S)
-            kind = ".call" if event.operation == "syscall" else ""
             if event.policy.startswith("sentinel"):
-                assert event.object.endswith(f"/{reached[kind]}{kind}"), event
-                reached[kind] += 1
+                assert event.object == _SENTINELS[event.backend][2](reached[event.backend]), event
+                reached[event.backend] += 1
             else:
-                found[reached[kind]].append(event)
+                found[reached[event.backend]].append(event)
         return found
 
     def _ask_stage(self, what: dict[str, Any]) -> Any:
@@ -118,6 +135,7 @@ class Player:
 
 def _workloads(asked: dict[str, Any]) -> list[Any]:
     """Return the case's workload and the other one, in the namespace of the first."""
+    from garrison.common.policy.expand import CONTAINERS
     from garrison.minion.workloads.model import Workload, WorkloadKind
 
     labels = {"subject": asked["labels"], "bystander": asked["others"]}
@@ -126,7 +144,7 @@ def _workloads(asked: dict[str, Any]) -> list[Any]:
             kind=WorkloadKind.CONTAINER,
             name=name,
             namespace=asked["namespace"],
-            labels=frozenset(held),
+            labels=frozenset({*held, CONTAINERS}),
             cgroup=f"/conform/{name}",
             cgroup_id=(CGROUPS / name).stat().st_ino,
         )

@@ -25,7 +25,7 @@ from vm.conformance.model import DATA, RUNTIME, Alert, Case, Step
 from vm.conformance.world import File
 from vm.lab import Vm
 
-__all__ = ["NODE", "Player", "build_probe", "policies_of", "program_of", "rules_of", "target_text"]
+__all__ = ["BACKENDS", "NODE", "Player", "build_probe", "policies_of", "program_of", "rules_of", "target_text"]
 
 NODE = "kubearmor-dev-next"
 _HERE = Path(__file__).parent
@@ -34,6 +34,7 @@ _SOCKET = "/run/conform/play.sock"
 _PROBE = "/run/conform/probe"
 _PLAY_S = 240.0  # a busy machine and an emulated CPU; a case takes a second or two
 _REFUSED = "Operation not permitted"
+BACKENDS = {"syscall": "syscalls", "egress": "nftables"}  # of operations that the kernel enforcer does not tell
 _UIDS = {"root": 0, "user1": 1234}
 _MERGED = ("/bin/", "/sbin/", "/lib/")  # lead to /usr on the lab's image, as on every Debian 12
 
@@ -153,21 +154,22 @@ def _end(step: Step, result: dict[str, Any]) -> str:
 
 def _alert_faults(case: Case, step: Step, alert: Alert, event: Event) -> Iterator[str]:
     passed = alert.verdict == "audit"
+    of_packet = alert.operation == "egress"  # packets are nobody's
     grade = alert.grade or case.grade
     wanted = {
         "object": alert.object,
         "operation": alert.operation,
         "verdict": alert.verdict,
-        "result": alert.result or ("passed" if passed else "EPERM"),
-        "by": alert.by or program_of(step),
-        "uid": _UIDS[step.user],
+        "result": alert.result or ("passed" if passed else "dropped" if of_packet else "EPERM"),
+        "by": "" if of_packet else alert.by or program_of(step),
+        "uid": -1 if of_packet else _UIDS[step.user],
         "tty": step.tty,
         "posture": alert.posture,
         "severity": grade.severity,
         "message": grade.message,
         "tags": list(grade.tags),
         "kind": (Kind.ALERT, Lane.ALERT),
-        "backend": "syscalls" if alert.operation == "syscall" else "bpf_lsm",
+        "backend": BACKENDS.get(alert.operation, "bpf_lsm"),
     }
     actor = event.actor
     got = {
@@ -186,7 +188,7 @@ def _alert_faults(case: Case, step: Step, alert: Alert, event: Event) -> Iterato
         "backend": event.backend,
     }
     yield from (f"{alert.object}: {name} is {got[name]!r}, not {wanted[name]!r}" for name in wanted if got[name] != wanted[name])
-    if not actor or actor.pid <= 0:
+    if not of_packet and (not actor or actor.pid <= 0):
         yield f"{alert.object}: no process is named"
     ids = [rule.id for rule in _rules_meant(case, alert)]
     if event.rule not in ids or event.policy != event.rule.partition("/")[0]:

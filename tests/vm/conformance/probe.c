@@ -19,6 +19,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#define HERE "127.0.0.1"
 enum { PORT = 7000, DNS_PORT = 53, LABEL_MAX = 63 };
 
 static int must(int result, const char *what)
@@ -40,17 +41,17 @@ static void opens(const char *path, int flags)
 	close(fd);
 }
 
-static void sends(int kind, int port, const char *bytes, size_t size)
+static void sends(int kind, const char *address, int port, const char *bytes, size_t size)
 {
-	struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = inet_addr(address) };
 	int fd = must(socket(AF_INET, kind, 0), "socket");
 
 	must(connect(fd, (struct sockaddr *)&to, sizeof to), "connect");
 	must(send(fd, bytes, size, 0), "send");
 }
 
-/* A question for the address of ``name``, as a resolver asks it. */
-static void resolves(const char *name)
+/* Asks ``server`` for the address of ``name``, as a resolver does, and does not wait for the answer. */
+static void resolves(const char *name, const char *server)
 {
 	char question[512] = { 0x12, 0x34, 1, 0, 0, 1 };
 	char *at = question + 12;
@@ -65,7 +66,7 @@ static void resolves(const char *name)
 		name += length + (name[length] == '.');
 	}
 	memcpy(at, "\0\0\1\0\1", 5);
-	sends(SOCK_DGRAM, DNS_PORT, question, at + 5 - question);
+	sends(SOCK_DGRAM, server, DNS_PORT, question, at + 5 - question);
 }
 
 /* Starts this program's bytes from memory. */
@@ -125,9 +126,9 @@ int main(int argc, char **argv)
 	else if (!strcmp(action, "rmdir"))
 		must(rmdir(what), what);
 	else if (!strcmp(action, "tcp"))
-		sends(SOCK_STREAM, PORT, "x", 1);
+		sends(SOCK_STREAM, HERE, PORT, "x", 1);
 	else if (!strcmp(action, "udp"))
-		sends(SOCK_DGRAM, PORT, "x", 1);
+		sends(SOCK_DGRAM, HERE, PORT, "x", 1);
 	else if (!strcmp(action, "raw"))
 		must(socket(AF_INET, SOCK_RAW, IPPROTO_RAW), "socket");
 	else if (!strcmp(action, "icmp"))
@@ -137,7 +138,7 @@ int main(int argc, char **argv)
 	else if (!strcmp(action, "arp"))
 		announces();
 	else if (!strcmp(action, "resolve"))
-		resolves(what);
+		resolves(what, argc > 3 ? argv[3] : HERE);
 	else if (!strcmp(action, "exec"))
 		must(execv(what, argv + 2), what);
 	else if (!strcmp(action, "fileless"))

@@ -5,7 +5,8 @@ Rules of this file:
   machine's, entered by pivot_root, as container runtimes do it. Both find the same files under the same paths.
 - Each step is a process that first takes its place, its terminal and its user, and only then acts: by starting a program, or,
   if it is an act of the runtime, by itself.
-- After each step a file is opened that a rule of ``play.py`` reports: what the step caused has been told before that.
+- After each step follow a file that is opened, a system call and a packet, which rules of ``play.py`` report: what the step
+  caused has been told before that.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 SENTINELS = Path("/run/conform/sentinel")
+FAR, FAR_PORT = "192.0.2.1", 9000  # nobody is there; loopback is never filtered
 _ROOT = "/run/conform/root"
 _PROBE = "/run/conform/probe"
 CGROUPS = Path("/sys/fs/cgroup/conform")
@@ -105,6 +107,8 @@ class Stage:
             os.close(os.open(SENTINELS / sentinel, os.O_RDONLY))
         with contextlib.suppress(OSError):
             (SENTINELS / f"{sentinel}.call").rmdir()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+            sock.sendto(b"", (FAR, FAR_PORT + int(sentinel)))
         return {
             "error": errno.errorcode[int(number)] if number else "",
             "code": os.waitstatus_to_exitcode(status),
@@ -224,4 +228,4 @@ def serve(requests: socket.socket) -> None:
             stream.flush()
 
 
-__all__ = ["CGROUPS", "SENTINELS", "Stage", "serve"]
+__all__ = ["CGROUPS", "FAR", "FAR_PORT", "SENTINELS", "Stage", "serve"]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from garrison.common.policy.load import Foreign, load_text
 from vm.conformance.cases import CASES
 from vm.conformance.model import DATA, Alert, Case, Step
-from vm.conformance.player import rules_of
+from vm.conformance.player import BACKENDS, rules_of
 
 __all__ = ["BEHAVIOURS", "CASES", "KERNELS", "PAGE", "Results", "foreign_files", "read_results", "render", "wanted"]
 
@@ -143,6 +143,6 @@ def _alert(alert: Alert) -> str:
 def _by(case: Case) -> str:
     if case.not_held:
         return case.not_held
-    calls = any(alert.operation == "syscall" for step in case.steps for alert in step.alerts)
+    told = {BACKENDS.get(alert.operation, "bpf_lsm") for step in case.steps for alert in step.alerts}
     degraded = ", degraded" if "degraded" in case.status.values() else ""
-    return ("syscalls" if calls else "bpf_lsm") + degraded
+    return ", ".join(sorted(told)) + degraded
