@@ -112,6 +112,7 @@ def test_policy_that_does_no_harm_is_confirmed_by_the_master_within_seconds(site
     log = (site.fleet.work / "master.log").read_text()
     assert log.count("confirm=yes generation=2") == 1, "over a connection of its own"
     assert log.count("edge-1 online") == 1, "the other connection went on"
+    site.fleet.until(lambda: len(site.applies("pending")) >= 2, "the events")
     assert [e["data"]["generation"] for e in site.applies("pending")] == [1, 2]
 
 
