@@ -17,7 +17,11 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
+
+#define ASLEEP_FIRST_NS 10000 /* doubled each time; 40 ms in all */
+#define ASLEEP_LAST_NS 20000000
 
 void process_init(struct process *p, pid_t tid, int event_fd, const struct stat *target)
 {
@@ -136,6 +140,25 @@ static bool tty(void *context)
 	return !process_stat(p) || p->tty != 0;
 }
 
+/* The event is there before its thread sleeps. On one CPU, or a busy one, we may look before it has come so far: it counts as running
+ * then, and its call cannot be told. It will sleep at once, unless it was killed. */
+static bool read_call(const struct process *p, char *text, size_t size)
+{
+	struct timespec pause = {.tv_nsec = ASLEEP_FIRST_NS};
+
+	if (p->tid <= 0)
+		return false;
+	while (slurp(p->tid, "syscall", text, size) > 0) {
+		if (strncmp(text, "running", 7) != 0)
+			return true;
+		if (pause.tv_nsec > ASLEEP_LAST_NS)
+			return false;
+		nanosleep(&pause, NULL);
+		pause.tv_nsec *= 2;
+	}
+	return false;
+}
+
 static bool call(struct process *p)
 {
 	char text[256];
@@ -143,7 +166,7 @@ static bool call(struct process *p)
 	if (p->have_call)
 		return p->call_ok;
 	p->have_call = true;
-	if (p->tid <= 0 || slurp(p->tid, "syscall", text, sizeof(text)) <= 0)
+	if (!read_call(p, text, sizeof(text)))
 		return false;
 	p->call_ok = sscanf(text, "%ld %lx %lx %lx %lx %lx %lx", &p->call, &p->call_args[0], &p->call_args[1], &p->call_args[2],
 			    &p->call_args[3], &p->call_args[4], &p->call_args[5]) == 7;
