@@ -113,7 +113,7 @@ SEC("lsm/bprm_check_security") int BPF_PROG(guard_exec, struct linux_binprm *bpr
 		return 0;
 	request.condition |= owner_condition(file->f_inode);
 	locate(&request, &file->f_path, file->f_inode, ENTITY_PROCESS);
-	outcome = weigh_request(&request);
+	outcome = is_free(&request) ? 0 : weigh_request(&request);
 	if (unpacked(outcome).verdict < VERDICT_AUDIT || defer(&request, subject, number, outcome))
 		return 0;
 	tell_request(&request, outcome);

@@ -1,7 +1,8 @@
-"""`./dev bench NAME [--json]`: runs tests/bench/NAME.py and prints its figures. Without a name: lists what there is.
+"""`./dev bench NAME [--json] [--write PAGE]`: runs tests/bench/NAME.py and prints its figures. Without a name: lists them.
 
 A bench module has ``run() -> dict[str, float | int | str]``: figures by name, units in the names, and a first docstring line.
-Ratios inside one run are what counts; the absolute figures are this machine's, now.
+If it has ``table(figures) -> str``, that is what ``--write`` puts into a page, between the comments ``bench NAME`` and
+``end of bench NAME``. Ratios inside one run are what counts; the absolute figures are this machine's, now.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import ast
 import importlib.util
 import json
 import platform
+import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHES = ROOT / "tests" / "bench"
@@ -26,8 +29,8 @@ def available() -> dict[str, str]:
     }
 
 
-def load(name: str) -> dict[str, float | int | str]:
-    """Run one bench and return its figures."""
+def load(name: str) -> ModuleType:
+    """Return one bench's module."""
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "dev.d")]
     spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCHES / f"{name}.py")
     assert spec is not None
@@ -35,7 +38,16 @@ def load(name: str) -> dict[str, float | int | str]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module.run()
+    return module
+
+
+def write(page: Path, name: str, table: str) -> None:
+    """Put a bench's table into a page, instead of the one that is there."""
+    block = re.compile(rf"(<!-- bench {name}\b[^>]*-->\n).*?(<!-- end of bench {name} -->)", re.DOTALL)
+    text, found = block.subn(lambda match: f"{match[1]}{table.rstrip()}\n{match[2]}", page.read_text())
+    if found != 1:
+        raise SystemExit(f"error: {page} has no block of bench {name}")
+    page.write_text(text)
 
 
 def main() -> int:
@@ -48,11 +60,17 @@ def main() -> int:
     )
     parser.add_argument("name", nargs="?", choices=sorted(names), metavar="NAME")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the figures into a page of the documentation")
     arguments = parser.parse_args()
     if arguments.name is None:
         parser.print_help()
         return 0
-    figures = {"kernel": platform.release(), **load(arguments.name)}
+    module = load(arguments.name)
+    if arguments.write and not hasattr(module, "table"):
+        parser.error(f"bench {arguments.name} makes no table")
+    figures = {"kernel": platform.release(), **module.run()}
+    if arguments.write:
+        write(arguments.write, arguments.name, module.table(figures))
     if arguments.json:
         print(json.dumps(figures))
         return 0

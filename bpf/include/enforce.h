@@ -2,7 +2,8 @@
 /*
  * From an operation on a path to a verdict and an event: what all programs about processes and files share.
  *
- * Who acts is told by the path of its program, kept in task storage until the next exec, rename or generation. What is acted on is
+ * Who acts is told by the path of its program, kept in task storage until the next exec, rename or generation, and with the program's
+ * file, so that its next start and its children find it there. What is acted on is
  * told by its path, by its home (rule_tables.h), both kept in inode storage, and by (device, inode) for files that a rule names and
  * that existed when it was compiled. The strictest counts, so hard links, bind mounts and renames lead nowhere; only the path
  * can grant.
@@ -92,13 +93,15 @@ struct {
 /* Several CPUs open one file at once, so it is read and written whole, under its lock. */
 struct located {
 	struct bpf_spin_lock lock;
-	__u32 known; /* bit per entity */
+	__u32 known; /* bit per space */
 	struct place at;
-	__u32 set[ENTITIES];
-	__u32 home[ENTITIES];
+	__u64 sum; /* of the path, for SPACE_SOURCE */
+	__u32 set[SPACES];
+	__u32 home[SPACES];
+	__u32 named[ENTITIES];
 };
 
-/* Inode -> sets of the path by which it was last reached. Written here; goes with the inode. */
+/* Inode -> sets, and class as a program, of the path by which it was last reached. Written here; goes with the inode. */
 struct {
 	__uint(type, BPF_MAP_TYPE_INODE_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -358,50 +361,106 @@ static __always_inline const struct inode_sets *named_inode(const struct inode *
 	return table ? bpf_map_lookup_elem(table, &key) : NULL;
 }
 
+/* Whether what tables say of this place is known; ``named`` may be NULL. */
+static __always_inline int recall(struct located *kept, struct lookup *at, __u64 stamp, __u32 *named)
+{
+	int known;
+
+	if (!kept)
+		return 0;
+	bpf_spin_lock(&kept->lock);
+	known = is_place(&kept->at, at->dentry, at->mnt, stamp) && kept->known & (1 << at->space);
+	if (at->space == SPACE_SOURCE) {
+		at->sum = kept->sum;
+		at->set = kept->set[SPACE_SOURCE];
+		at->home = kept->home[SPACE_SOURCE];
+	} else if (at->space == SPACE_PROCESS) {
+		at->set = kept->set[SPACE_PROCESS];
+		at->home = kept->home[SPACE_PROCESS];
+		*named = kept->named[ENTITY_PROCESS];
+	} else {
+		at->set = kept->set[SPACE_FILE];
+		at->home = kept->home[SPACE_FILE];
+		*named = kept->named[ENTITY_FILE];
+	}
+	bpf_spin_unlock(&kept->lock);
+	return known;
+}
+
+static __always_inline void remember(struct located *kept, const struct lookup *at, __u64 stamp, __u32 named)
+{
+	if (!kept)
+		return;
+	bpf_spin_lock(&kept->lock);
+	kept->known = (is_place(&kept->at, at->dentry, at->mnt, stamp) ? kept->known : 0) | 1 << at->space;
+	kept->at.dentry = at->dentry;
+	kept->at.mnt = at->mnt;
+	kept->at.stamp = stamp;
+	if (at->space == SPACE_SOURCE) {
+		kept->sum = at->sum;
+		kept->set[SPACE_SOURCE] = at->set;
+		kept->home[SPACE_SOURCE] = at->home;
+	} else if (at->space == SPACE_PROCESS) {
+		kept->set[SPACE_PROCESS] = at->set;
+		kept->home[SPACE_PROCESS] = at->home;
+		kept->named[ENTITY_PROCESS] = named;
+	} else {
+		kept->set[SPACE_FILE] = at->set;
+		kept->home[SPACE_FILE] = at->home;
+		kept->named[ENTITY_FILE] = named;
+	}
+	bpf_spin_unlock(&kept->lock);
+}
+
 /*
  * What is known of the program that ``task``, the current one, runs; NULL for kernel threads, or without memory. Its class goes to
- * ``lookup->set``, which is used for it; copy must be set.
+ * ``lookup->set``, which is used for it; copy must be set. A new task, or a program that is started again, finds it at the file.
  */
 static __always_inline struct subject *subject_of(struct task_struct *task, __u32 generation, struct lookup *lookup)
 {
 	struct mm_struct *mm = task->mm;
 	struct file *exe = mm ? mm->exe_file : NULL;
 	const struct inode_sets *named;
-	struct vfsmount *mnt;
-	struct dentry *dentry;
+	struct located *located;
 	struct subject *kept;
 	__u64 stamp;
 
 	lookup->set = ANY_CLASS;
 	if (!exe)
 		return NULL;
-	dentry = exe->f_path.dentry;
-	mnt = exe->f_path.mnt;
-	stamp = stamp_of(dentry, mnt, generation);
+	stamp = stamp_of(exe->f_path.dentry, exe->f_path.mnt, generation);
 	kept = bpf_task_storage_get(&subjects, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (kept && is_place(&kept->at, (__u64)dentry, (__u64)mnt, stamp)) {
+	if (kept && is_place(&kept->at, (__u64)exe->f_path.dentry, (__u64)exe->f_path.mnt, stamp)) {
 		lookup->set = kept->class;
 		return kept;
 	}
-	lookup->dentry = (__u64)dentry;
-	lookup->mnt = (__u64)mnt;
+	lookup->dentry = (__u64)exe->f_path.dentry;
+	lookup->mnt = (__u64)exe->f_path.mnt;
 	lookup->space = SPACE_SOURCE;
-	path_sets(lookup);
+	located = bpf_inode_storage_get(&locations, exe->f_inode, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!recall(located, lookup, stamp, NULL)) {
+		path_sets(lookup);
+		if (lookup->set != ANY_CLASS) {
+			lookup->home = ANY_CLASS;
+		} else if (!lookup->home) {
+			named = named_inode(exe->f_inode, lookup->copy);
+			lookup->home = named ? named->class : ANY_CLASS;
+		}
+		if (stamp == stamp_of(exe->f_path.dentry, exe->f_path.mnt, generation))
+			remember(located, lookup, stamp, NO_SET);
+		else
+			stamp = 0;
+	}
 	if (!kept)
 		return NULL;
 	kept->at.stamp = 0; /* only the task itself gets here; an interrupted write must not look whole */
 	kept->class = lookup->set;
-	kept->alias = ANY_CLASS;
-	if (lookup->set == ANY_CLASS) {
-		named = named_inode(exe->f_inode, lookup->copy);
-		kept->alias = lookup->home ?: named ? named->class : ANY_CLASS;
-	}
+	kept->alias = lookup->home;
 	kept->hash = lookup->sum;
 	kept->generation = generation;
-	kept->at.dentry = (__u64)dentry;
-	kept->at.mnt = (__u64)mnt;
-	if (stamp == stamp_of(dentry, mnt, generation))
-		kept->at.stamp = stamp;
+	kept->at.dentry = lookup->dentry;
+	kept->at.mnt = lookup->mnt;
+	kept->at.stamp = stamp;
 	return kept;
 }
 
@@ -620,6 +679,12 @@ __noinline __u64 weigh_lists(const struct request *request, __u64 found)
 	return weigh_posture(request, request->extra, found);
 }
 
+/* Whether no rule and no posture can speak: mostly so, and told without a look-up. */
+static __always_inline int is_free(const struct request *request)
+{
+	return !(request->at.set | request->at.home | request->named | (request->flags & (REQUEST_LISTS | REQUEST_BELOW)));
+}
+
 /* The strictest outcome of all that the path is. Verified for itself. */
 __noinline __u64 weigh_once(const struct request *request)
 {
@@ -714,7 +779,7 @@ __noinline int tell_request(const struct request *request, __u64 outcome)
 /* The decision, and its event. Returns 0 or -EPERM. */
 static __always_inline int decide(struct request *request)
 {
-	__u64 outcome = weigh_request(request);
+	__u64 outcome = is_free(request) ? 0 : weigh_request(request);
 
 	if (unpacked(outcome).verdict < VERDICT_AUDIT)
 		return 0;
@@ -782,40 +847,6 @@ static __always_inline __u32 owner_condition(struct inode *inode)
 	return inode->i_uid.val == task->cred->fsuid.val ? CONDITION_OWNER : 0;
 }
 
-/* Whether the sets for this place are known. */
-static __always_inline int recall(struct located *kept, struct lookup *at, __u64 stamp)
-{
-	int known;
-
-	if (!kept)
-		return 0;
-	bpf_spin_lock(&kept->lock);
-	known = is_place(&kept->at, at->dentry, at->mnt, stamp) && kept->known & (1 << at->space);
-	at->set = at->space == SPACE_PROCESS ? kept->set[ENTITY_PROCESS] : kept->set[ENTITY_FILE];
-	at->home = at->space == SPACE_PROCESS ? kept->home[ENTITY_PROCESS] : kept->home[ENTITY_FILE];
-	bpf_spin_unlock(&kept->lock);
-	return known;
-}
-
-static __always_inline void remember(struct located *kept, const struct lookup *at, __u64 stamp)
-{
-	if (!kept)
-		return;
-	bpf_spin_lock(&kept->lock);
-	kept->known = (is_place(&kept->at, at->dentry, at->mnt, stamp) ? kept->known : 0) | 1 << at->space;
-	kept->at.dentry = at->dentry;
-	kept->at.mnt = at->mnt;
-	kept->at.stamp = stamp;
-	if (at->space == SPACE_PROCESS) {
-		kept->set[ENTITY_PROCESS] = at->set;
-		kept->home[ENTITY_PROCESS] = at->home;
-	} else {
-		kept->set[ENTITY_FILE] = at->set;
-		kept->home[ENTITY_FILE] = at->home;
-	}
-	bpf_spin_unlock(&kept->lock);
-}
-
 static __always_inline __u32 named_set(const struct request *request, const struct inode *inode)
 {
 	const struct inode_sets *named = request->flags & REQUEST_INODES ? named_inode(inode, request->at.copy) : NULL;
@@ -837,13 +868,13 @@ static __always_inline void locate(struct request *request, const struct path *p
 	at->dentry = (__u64)dentry;
 	at->mnt = (__u64)mnt;
 	at->space = entity;
-	request->named = named_set(request, inode);
-	if (recall(kept, at, stamp))
+	if (recall(kept, at, stamp, &request->named))
 		return;
+	request->named = named_set(request, inode);
 	path_sets(at);
 	/* If something moved meanwhile, the decision may be of before or after, but it is not kept. */
 	if (stamp == stamp_of(dentry, mnt, request->generation))
-		remember(kept, at, stamp);
+		remember(kept, at, stamp, request->named);
 }
 
 /* Decides an operation on a file that is there. Returns 0 or -EPERM. */

@@ -140,7 +140,7 @@ def _head(program: Program, generation: int, *, has_anchors: bool, has_inodes: b
         bool(program.names),
         has_anchors,
         bool(program.arguments),
-        bool(program.postures),
+        any(decision.by_posture for decision in program.postures.values()),
         has_inodes,
         bool(workload_scopes(program.rules)),
         *(program.unresolved[entity] for entity in ENTITIES),
