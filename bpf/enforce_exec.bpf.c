@@ -38,22 +38,23 @@ static __always_inline __u32 own_listing(const struct request *request)
 }
 
 /*
- * Whether the start depends on its arguments: it is let go then, and watched. A script is checked again as its interpreter, whose
- * arguments are others: it counts as started with what is not listed.
+ * What is to be done about a start now: ``unlisted``, its outcome if its arguments are not listed, unless it depends on them. Then it is
+ * let go, and watched: nothing. What is refused either way is refused now, by the rule that does not ask for arguments. A script is
+ * checked again as its interpreter, whose arguments are others: it counts as started with what is not listed.
  */
-static __always_inline int defer(struct request *request, struct subject *subject, __u64 bprm, __u64 unlisted)
+static __always_inline __u64 settle(struct request *request, struct subject *subject, __u64 bprm, __u64 unlisted)
 {
 	const struct head *head = head_of(request->at.copy);
 	__u64 listed;
 
 	/* Who has left a container would have two lists: none then. */
 	if (!head || !head->has_args || !subject || also_of(request))
-		return 0;
+		return unlisted;
 	request->condition |= CONDITION_ARGS;
 	listed = weigh_request(request);
 	request->condition &= ~CONDITION_ARGS;
-	if (listed >> 40 == unlisted >> 40)
-		return 0;
+	if (listed == unlisted || unpacked(listed).verdict == VERDICT_BLOCK)
+		return listed;
 	subject->deferred.unlisted = unlisted;
 	subject->deferred.listed = listed;
 	subject->deferred.dentry = request->at.dentry;
@@ -64,7 +65,7 @@ static __always_inline int defer(struct request *request, struct subject *subjec
 	subject->deferred.condition = request->condition;
 	subject->deferred.listing = own_listing(request);
 	subject->deferred.bprm = bprm;
-	return 1;
+	return 0;
 }
 
 /* Takes back what was let go. Returns its outcome when the present check is of the same start, as its interpreter. */
@@ -114,7 +115,9 @@ SEC("lsm/bprm_check_security") int BPF_PROG(guard_exec, struct linux_binprm *bpr
 	request.condition |= owner_condition(file->f_inode);
 	locate(&request, &file->f_path, file->f_inode, ENTITY_PROCESS);
 	outcome = is_free(&request) ? 0 : weigh_request(&request);
-	if (unpacked(outcome).verdict < VERDICT_AUDIT || defer(&request, subject, number, outcome))
+	if (unpacked(outcome).verdict >= VERDICT_AUDIT)
+		outcome = settle(&request, subject, number, outcome);
+	if (unpacked(outcome).verdict < VERDICT_AUDIT)
 		return 0;
 	tell_request(&request, outcome);
 	return unpacked(outcome).verdict == VERDICT_BLOCK ? -EPERM : 0;
