@@ -21,8 +21,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from garrison.common.policy.rules import WorkloadScope
 from vm.cost import LSM_APPARMOR, Cost, network_rules, rules
 from vm.lab import Lab
+from vm.lsm import file
 
 COUNTS = (0, 1, 100, 1_000, 10_000)
 MANY = COUNTS[-1]
@@ -43,6 +45,8 @@ def run() -> dict[str, float | int | str]:
         none, empty = cost.none(), cost.empty()
         held = {count: cost.garrison(rules(count), refused=bool(count)) for count in COUNTS}
         network = {count: cost.garrison(network_rules(count), refused=0) for count in (1, MANY)}
+        elsewhere = file("/srv/cost/more", scope=WorkloadScope(labels=("app=web",)))
+        workload = cost.garrison((*rules(1), elsewhere))
         without, confined = cost.none(LSM_APPARMOR), {count: cost.apparmor(count) for count in (1, MANY)}
     for count, figures in held.items():
         if count in network:
@@ -71,6 +75,8 @@ def run() -> dict[str, float | int | str]:
         "bpf_mb_10000": round((many["map_bytes"] + many["prog_bytes"]) / 1e6, 2),
     }
     cases = {"none": none, "empty": empty, **{str(n): held[n] for n in COUNTS}, "apparmor_unconfined": without}
+    del workload["connect"]
+    cases["1_and_workload"] = workload
     cases |= {f"apparmor_{count}": measured for count, measured in confined.items()}
     for short, name in NAMES.items():
         figures |= {f"{name}_{case}": measured[short] for case, measured in cases.items() if short in measured}
@@ -84,6 +90,7 @@ def table(figures: Mapping[str, float | int | str]) -> str:
         "programs that do nothing": "empty",
         "no rules": "0",
         "1 rule": "1",
+        "the same and one for a workload, outside of it": "1_and_workload",
         "100 rules": "100",
         "1,000 rules": "1000",
         "10,000 rules": "10000",

@@ -91,7 +91,7 @@ class Held:
         while time.monotonic() < deadline:
             counters = self.enforcer.status().counters
             with self._lock:
-                if len(self._events) >= counters["blocks"] + counters["audits"]:
+                if len(self._events) >= counters["blocks"] + counters["audits"] - counters.get("suppressed", 0):
                     return list(self._events)
             time.sleep(0.005)
         raise TimeoutError(f"{len(self._events)} alerts of {counters}")

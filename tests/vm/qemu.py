@@ -45,7 +45,8 @@ class Machine:
         cmdline: Words added to the kernel's command line.
         init: First program; empty: systemd.
         memory_mib: RAM.
-        icount: Instructions are the clock: time in the guest is the number of instructions executed.
+        icount: Instructions are the clock: time in the guest is the number of instructions executed. Only with one CPU.
+        cpus: Virtual CPUs, each a thread of QEMU's.
     """
 
     kernel: str
@@ -53,6 +54,7 @@ class Machine:
     init: str = ""
     memory_mib: int = 512
     icount: bool = False
+    cpus: int = 1
 
     def key(self, qemu_version: str) -> str:
         """Return a name for templates of this machine: differs whenever a frozen state would not fit."""
@@ -88,7 +90,7 @@ class Machine:
             "-cpu",
             CPU,
             "-smp",
-            "1",
+            str(self.cpus),
         ]
         argv += ["-accel", "tcg,thread=single" if self.icount else "tcg"]
         argv += ["-icount", "shift=0,sleep=off"] if self.icount else []
