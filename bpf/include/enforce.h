@@ -361,6 +361,21 @@ static __always_inline const struct inode_sets *named_inode(const struct inode *
 	return table ? bpf_map_lookup_elem(table, &key) : NULL;
 }
 
+/* Class of the current task's program by its inode. A function of its own, so that the key is not on the stack of its callers. */
+__noinline __u32 class_of_inode(__u32 copy)
+{
+	struct mm_struct *mm = bpf_get_current_task_btf()->mm;
+	struct file *exe = mm ? mm->exe_file : NULL;
+	const struct inode_sets *named = exe ? named_inode(exe->f_inode, copy) : NULL;
+
+	return named ? named->class : ANY_CLASS;
+}
+
+static __always_inline struct located *located_of(struct inode *inode)
+{
+	return bpf_inode_storage_get(&locations, inode, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+}
+
 /* Whether what tables say of this place is known; ``named`` may be NULL. */
 static __always_inline int recall(struct located *kept, struct lookup *at, __u64 stamp, __u32 *named)
 {
@@ -420,8 +435,6 @@ static __always_inline struct subject *subject_of(struct task_struct *task, __u3
 {
 	struct mm_struct *mm = task->mm;
 	struct file *exe = mm ? mm->exe_file : NULL;
-	const struct inode_sets *named;
-	struct located *located;
 	struct subject *kept;
 	__u64 stamp;
 
@@ -437,17 +450,15 @@ static __always_inline struct subject *subject_of(struct task_struct *task, __u3
 	lookup->dentry = (__u64)exe->f_path.dentry;
 	lookup->mnt = (__u64)exe->f_path.mnt;
 	lookup->space = SPACE_SOURCE;
-	located = bpf_inode_storage_get(&locations, exe->f_inode, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!recall(located, lookup, stamp, NULL)) {
+	if (!recall(located_of(exe->f_inode), lookup, stamp, NULL)) {
 		path_sets(lookup);
 		if (lookup->set != ANY_CLASS) {
 			lookup->home = ANY_CLASS;
 		} else if (!lookup->home) {
-			named = named_inode(exe->f_inode, lookup->copy);
-			lookup->home = named ? named->class : ANY_CLASS;
+			lookup->home = class_of_inode(lookup->copy);
 		}
 		if (stamp == stamp_of(exe->f_path.dentry, exe->f_path.mnt, generation))
-			remember(located, lookup, stamp, NO_SET);
+			remember(located_of(exe->f_inode), lookup, stamp, NO_SET); /* asked again: the stack is full */
 		else
 			stamp = 0;
 	}
@@ -859,7 +870,7 @@ static __always_inline __u32 named_set(const struct request *request, const stru
 /* Fills all that tables say of the file ``inode`` at ``path``, from the cache if it is there. */
 static __always_inline void locate(struct request *request, const struct path *path, struct inode *inode, __u32 entity)
 {
-	struct located *kept = bpf_inode_storage_get(&locations, inode, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct located *kept = located_of(inode);
 	struct dentry *dentry = path->dentry;
 	struct vfsmount *mnt = path->mnt;
 	struct lookup *at = &request->at;
