@@ -74,14 +74,14 @@ def _ruleset(*more: Rule) -> RuleSet:
 
 
 def _more_files() -> list[Rule]:
-    return [file("/race/flip"), *(file(f"/race/deep/a/b/c/other-{n}") for n in range(100))]
+    return [file("/race/flip"), *(file(f"/race/deep/a/b/c/other-{n}") for n in range(20))]
 
 
 def _more_programs() -> list[Rule]:
     """Return rules that give every set, class and state another number than ``_more_files`` do."""
     return [
-        *(process(f"/race/bin/{n}/other", by=f"/race/bin/{n}/") for n in range(60)),
-        *(file(f"/race/links/{n}/**", read_only=True) for n in range(30)),
+        *(process(f"/race/bin/{n}/other", by=f"/race/bin/{n}/") for n in range(12)),
+        *(file(f"/race/links/{n}/**", read_only=True) for n in range(6)),
         file("/race/m/*/zz*"),
         file("/race/**/free-not*", by="/race/bin/one"),
     ]
