@@ -11,6 +11,7 @@
  * lsm/path_{mknod,mkdir,symlink}       a name is made
  * lsm/path_truncate, file_truncate     a file is cut; file_truncate from kernel 6.2 on
  * lsm/path_{chmod,chown}               mode and owner
+ * lsm/file_ioctl, file_ioctl_compat    attributes that a call on a descriptor sets; file_ioctl_compat from kernel 6.8 on
  * lsm/inode_{set,remove}xattr          extended attributes; there is no mount, so the path is told by its home alone
  *
  * Not covered: reading and writing through a file that was open before the rule (enforce_maps.bpf.c has mappings).
@@ -22,6 +23,12 @@
 
 #define FMODE_WRITE 2 /* include/linux/fs.h */
 #define O_TRUNC 01000
+/* include/uapi/linux/fs.h; and as 32-bit programs have them */
+#define FS_IOC_SETFLAGS 0x40086602
+#define FS_IOC32_SETFLAGS 0x40046602
+#define FS_IOC_SETVERSION 0x40087602
+#define FS_IOC32_SETVERSION 0x40047602
+#define FS_IOC_FSSETXATTR 0x401c5820
 
 static __always_inline __u64 mount_in(const struct path *directory)
 {
@@ -135,6 +142,30 @@ SEC("lsm/path_chmod") int BPF_PROG(guard_chmod, const struct path *path, umode_t
 SEC("lsm/path_chown") int BPF_PROG(guard_chown, const struct path *path, __u64 uid, __u64 gid, int ret)
 {
 	return ret ?: enforce_path(OP_ATTRIBUTES, path);
+}
+
+static __always_inline int enforce_ioctl(struct file *file, unsigned int cmd)
+{
+	switch (cmd) {
+	case FS_IOC_SETFLAGS:
+	case FS_IOC32_SETFLAGS:
+	case FS_IOC_SETVERSION:
+	case FS_IOC32_SETVERSION:
+	case FS_IOC_FSSETXATTR:
+		return enforce(ENTITY_FILE, OP_ATTRIBUTES, &file->f_path, file->f_inode, CONDITION_WRITE);
+	default:
+		return 0;
+	}
+}
+
+SEC("lsm/file_ioctl") int BPF_PROG(guard_ioctl, struct file *file, unsigned int cmd, unsigned long arg, int ret)
+{
+	return ret ?: enforce_ioctl(file, cmd);
+}
+
+SEC("?lsm/file_ioctl_compat") int BPF_PROG(guard_ioctl32, struct file *file, unsigned int cmd, unsigned long arg, int ret)
+{
+	return ret ?: enforce_ioctl(file, cmd);
 }
 
 SEC("lsm/inode_setxattr") int BPF_PROG(guard_setxattr, void *idmap, struct dentry *dentry)

@@ -8,8 +8,8 @@
  * lsm/bprm_committed_creds        a program was started: what started it is remembered
  * lsm/task_alloc                  a child is what its parent is
  *
- * Only rules speak here: no program lists all its libraries, so postures do not apply. What the kernel itself maps for an exec was
- * decided at exec. A mapped program counts like its own process for rules that refuse, never for those that grant.
+ * Only rules speak here: no program lists all its libraries, so postures do not apply. Of what the kernel itself maps for an exec,
+ * the program was decided at exec; what it names as its interpreter is decided here, but for the system's own. A mapped program counts like its own process for rules that refuse, never for those that grant.
  */
 #include <linux/bpf.h>
 
@@ -19,6 +19,21 @@
 #define MAP_SHARED 1 /* also a bit of MAP_SHARED_VALIDATE */
 #define FMODE_WRITE 2
 #define VM_EXEC 4
+
+/* Dynamic linkers that the system's own programs ask for. Written by user space. Full: the agent's error. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16);
+	__type(key, struct inode_key);
+	__type(value, __u32);
+} linkers SEC(".maps");
+
+static __always_inline int is_linker(const struct inode *inode)
+{
+	struct inode_key key = inode_key_of(inode);
+
+	return bpf_map_lookup_elem(&linkers, &key) != NULL;
+}
 
 static __always_inline int is_starting(struct task_struct *task)
 {
@@ -51,7 +66,9 @@ static __always_inline int enforce_code(struct file *file)
 		subject = bpf_task_storage_get(&subjects, task, 0, 0);
 		if (subject && subject->image == IMAGE_FRESH)
 			subject->image = IMAGE_DYNAMIC;
-		return 0;
+		/* A rule on the linker is about ``ld.so PROGRAM``: every program asks for it. */
+		if (is_linker(file->f_inode))
+			return 0;
 	}
 	subject = start_request(&request, &going);
 	if (!going)

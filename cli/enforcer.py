@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 
 from garrison.cli.console import err_console, out_console, print_json_line
+from garrison.cli.init import DEFAULT_KEYS
 
 __all__ = ["command"]
 
@@ -22,6 +23,8 @@ Examples:
   garrison enforcer status              what the kernel enforces now, also when the agent is gone; what is on trial
   garrison enforcer status --json
   garrison enforcer release --yes       take it away; the agent enforces again at its next start
+  garrison enforcer order edge-1 --keys KEYS --hours 2 > order     on the author's machine, for:
+  garrison enforcer release --order order                          where tamper = "block"
 
 \b
 To have nothing enforced for a while, also over restarts: touch /etc/garrison/break-glass
@@ -116,15 +119,17 @@ def _print_state(state: Any) -> None:
         console.print(f"generation  unknown: {state.unreadable}", markup=False, soft_wrap=True)
         return
     console.print(f"generation  {state.generation or 'none yet'}")
+    console.print(f"tamper      {state.tamper or 'not said yet'}")
     console.print("counters    " + ", ".join(f"{name} {count}" for name, count in state.counters.items()))
 
 
 @command.command("release")
 @click.option("--yes", is_flag=True, help="Do not ask")
 @click.option("--force", is_flag=True, help="Also while the agent runs; it tells the master and enforces nothing until restarted")
+@click.option("--order", type=click.Path(path_type=Path), help="Order signed by the policy's authors, for tamper = block")
 @click.pass_obj
 @click.pass_context
-def release_command(ctx: click.Context, settings: Any, *, yes: bool, force: bool) -> None:
+def release_command(ctx: click.Context, settings: Any, *, yes: bool, force: bool, order: Path | None) -> None:
     """Take away what the kernel enforces without the agent. Recorded: the next start of the agent tells it as tampering.
 
     The agent enforces again when it starts, and so does the next boot. To keep it from that: touch /etc/garrison/break-glass
@@ -137,7 +142,8 @@ def release_command(ctx: click.Context, settings: Any, *, yes: bool, force: bool
     from garrison.minion.kernel_state import read_firewall_state, read_kernel_state
 
     _need_root("enforcement is root's to take away")
-    if not read_kernel_state() and read_firewall_state() is None:
+    states = read_kernel_state()
+    if not states and read_firewall_state() is None:
         err_console().print("nothing to release: nothing is pinned in the kernel, and there is no firewall table")
         return
     agent_runs = is_held(settings.directory)
@@ -147,11 +153,19 @@ def release_command(ctx: click.Context, settings: Any, *, yes: bool, force: bool
             "[cyan]hint:[/] stop it first: systemctl stop garrison-minion; or touch /etc/garrison/break-glass; or --force",
         )
         ctx.exit(_EXIT_REFUSED)
+    if order is None and (settings.tamper == "block" or any(state.tamper == "block" for state in states)):
+        err_console().print(
+            "[bold red]refused:[/] this node protects its enforcement (tamper: block)\n"
+            "[cyan]hint:[/] have an author sign: garrison enforcer order NODE; then: garrison enforcer release --order FILE",
+        )
+        ctx.exit(_EXIT_REFUSED)
+    if order is not None and not _is_ordered(settings.directory, order):
+        ctx.exit(_EXIT_REFUSED)
     if not yes and click.prompt("type 'release' to have this node enforce nothing", default="", show_default=False) != "release":
         err_console().print("nothing done")
         ctx.exit(_EXIT_REFUSED)
     if settings.directory.is_dir():
-        release_note.leave(settings.directory)  # first: what is not recorded is not done
+        release_note.leave(settings.directory, ordered=order is not None)  # first: what is not recorded is not done
     try:
         BpfLsmEnforcer(lambda _: None).release()
     except OSError as err:
@@ -161,6 +175,55 @@ def release_command(ctx: click.Context, settings: Any, *, yes: bool, force: bool
     left = [*read_kernel_state(), *filter(None, [None if agent_runs else read_firewall_state()])]
     err_console().print("released: the kernel enforces nothing of garrison's" if not left else f"[red]still there:[/] {left}")
     ctx.exit(1 if left else 0)
+
+
+def _is_ordered(directory: Path, file: Path) -> bool:
+    """Tell whether the file is an order for this node; says why not."""
+    from garrison.cli.console import print_error
+    from garrison.common import limits
+    from garrison.common.errors import BundleError, ConfigError, SignatureError
+    from garrison.minion.bundles import BundleStore
+    from garrison.minion.identity import Identity
+
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(limits.METADATA_MAX_BYTES + 1)
+    except OSError as err:
+        raise ConfigError(f"the order {file} cannot be read: {err.strerror}") from err
+    node = Identity.peek(directory)
+    if node.join is None:
+        raise ConfigError(f"{directory} is of no node that joined a master, so nobody can order it anything")
+    try:
+        BundleStore(directory / "bundles", node.join, node.name, node.fingerprint).check_release(data)
+    except (BundleError, SignatureError) as err:
+        print_error(err)
+        return False
+    return True
+
+
+@command.command("order")
+@click.argument("node")
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_KEYS,
+    show_default=True,
+    envvar="GARRISON_KEYS",
+    help="Author's keys",
+)
+@click.option("--hours", type=click.IntRange(1, 720), default=24, show_default=True, help="How long the node may use it")
+def order_command(node: str, *, keys: Path, hours: int) -> None:
+    """Sign an order that lets NODE release its enforcement, where it is protected. Written to standard output."""
+    from datetime import UTC, datetime, timedelta
+
+    from garrison.common.names import node_name
+    from garrison.common.trust.keyset import AuthorKeys
+    from garrison.common.trust.order import build_release_order
+
+    author = AuthorKeys.load(keys)
+    expires = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=hours)
+    order = build_release_order(tenant=author.tenant, node=node_name(node), expires=expires, signers=author.signers)
+    print_json_line(order.decode())
 
 
 def _need_root(why: str) -> None:

@@ -368,7 +368,8 @@ class Duty:
         if note is None:
             return False
         text = f"kernel enforcement was released by user {note.uid} (login {note.login_uid}) with garrison enforcer release"
-        self._emit(tamper_event("released", text, severity=_WORST, uid=note.uid, auid=note.login_uid, at=note.at_ns))
+        who = {"uid": note.uid, "auid": note.login_uid, "at": note.at_ns, "ordered": note.ordered}
+        self._emit(tamper_event("released", text, severity=_WORST, **who))
         if not ended:
             self._hold_nothing(f"released: {text}; until the agent is restarted or a new generation is applied")
         return True

@@ -16,7 +16,7 @@ from typing import Final
 
 from garrison.common.errors import ConfigError, KernelError
 from garrison.common.names import KeyFingerprint, NodeName, fingerprint, node_name
-from garrison.common.trust.curve import ensure_curve_key
+from garrison.common.trust.curve import ensure_curve_key, load_curve_key
 from garrison.common.trust.join import JoinFile, load_join, save_join
 
 __all__ = ["Identity", "is_held"]
@@ -79,6 +79,18 @@ class Identity:
         except BaseException:
             os.close(lock_fd)
             raise
+
+    @classmethod
+    def peek(cls, directory: Path) -> Identity:
+        """Return what is pinned in ``directory``, whoever works on it now.
+
+        Raises:
+            ConfigError: It is of no node that joined a master.
+        """
+        if not cls.exists(directory):
+            raise ConfigError(f"{directory} is of no node that joined a master")
+        name = _pin_name(directory, "", explicit=False)
+        return cls(directory, name, load_curve_key(directory / _KEY_FILE), load_join(directory / _JOIN_FILE), -1)
 
     def close(self) -> None:
         """Give the directory back. Idempotent."""

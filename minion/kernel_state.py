@@ -20,6 +20,7 @@ from garrison.bpf.loader import BpfMap, open_pinned_map
 from garrison.common.errors import BackendUnsupportedError, GarrisonError
 from garrison.minion.enforcers.bpf_lsm.enforcer import PINS
 from garrison.minion.enforcers.bpf_lsm.events import COUNTERS
+from garrison.minion.enforcers.bpf_lsm.options import PROTECTION, Tamper
 from garrison.minion.enforcers.nftables.nft import Nft
 from garrison.minion.enforcers.nftables.script import FAMILY, MATCHED, TABLE, TOLD
 
@@ -37,6 +38,7 @@ class KernelState(msgspec.Struct, frozen=True, kw_only=True):
         programs: Attached programs, by name; without any, nothing is enforced.
         generation: The kernel's own number of the rules in force, which counts each change since the boot; 0 for none yet.
         counters: Decisions, blocks and so on since the programs were loaded.
+        tamper: What becomes of others' attempts at it while an agent lives: ``off``, ``audit``, ``block``; empty before an agent.
         unreadable: Why ``generation`` and ``counters`` are not known.
     """
 
@@ -44,6 +46,7 @@ class KernelState(msgspec.Struct, frozen=True, kw_only=True):
     programs: tuple[str, ...]
     generation: int = 0
     counters: dict[str, int] = {}
+    tamper: str = ""
     unreadable: str = ""
 
 
@@ -100,10 +103,11 @@ def _folders(root: Path) -> Iterator[Path]:
 def _read(folder: Path) -> KernelState:
     programs = tuple(sorted(path.name for path in (folder / "links").iterdir() if not path.is_dir()))
     try:
-        generation, counters = _generation(folder / "maps"), _counters(folder / "maps")
+        maps = folder / "maps"
+        generation, counters, tamper = _generation(maps), _counters(maps), _tamper(maps)
     except (GarrisonError, OSError) as err:
         return KernelState(pins=str(folder), programs=programs, unreadable=str(err))
-    return KernelState(pins=str(folder), programs=programs, generation=generation, counters=counters)
+    return KernelState(pins=str(folder), programs=programs, generation=generation, counters=counters, tamper=tamper)
 
 
 def _generation(maps: Path) -> int:
@@ -122,6 +126,15 @@ def _generation(maps: Path) -> int:
         return int(_U32.unpack_from(head.lookup(_ZERO) or _ZERO)[0])
     finally:
         head.close()
+
+
+def _tamper(maps: Path) -> str:
+    protection = open_pinned_map(maps / "protection")
+    try:
+        raw = protection.lookup(_ZERO)
+    finally:
+        protection.close()
+    return Tamper(PROTECTION.unpack(raw)[2]).name.lower() if raw and any(raw) else ""
 
 
 def _counters(maps: Path) -> dict[str, int]:

@@ -27,20 +27,23 @@ class ReleaseNote(msgspec.Struct, frozen=True, kw_only=True):
         at_ns: ns since 1970 UTC.
         uid: User id.
         login_uid: Login (audit) user id, which ``sudo`` does not change; -1 for none.
+        ordered: An order of the policy's authors was shown.
     """
 
     at_ns: int
     uid: int
     login_uid: int = -1
+    ordered: bool = False
 
 
-def leave(directory: Path) -> None:
-    """Leave a note that names the calling user.
+def leave(directory: Path, *, ordered: bool = False) -> None:
+    """Leave a note that names the calling user, and whether authors had ordered it.
 
     Raises:
         KernelError: It cannot be written.
     """
-    leave_note(directory / _FILE, ReleaseNote(at_ns=time.time_ns(), uid=os.getuid(), login_uid=_login_uid()))
+    note = ReleaseNote(at_ns=time.time_ns(), uid=os.getuid(), login_uid=_login_uid(), ordered=ordered)
+    leave_note(directory / _FILE, note)
 
 
 def take(directory: Path) -> ReleaseNote | None:

@@ -148,6 +148,7 @@ enum operation {
 	OP_EXEC_KILLED, /* an exec that was ended before its first instruction */
 	OP_MAP_ANONYMOUS,
 	OP_FOLLOW,
+	OP_TRACE,	/* a process is taken over */
 };
 
 #define EVENT_NAMES 1024

@@ -148,6 +148,8 @@ TWO_COPIES(rows, BPF_MAP_TYPE_HASH, 0, sizeof(struct record_key), sizeof(__u32))
 TWO_COPIES(records, BPF_MAP_TYPE_ARRAY, BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct record));
 /* Posture by class, kept as records too: key.set is POSTURE_OF(entity). */
 #define POSTURE_OF(entity) (0xffffffffU - (entity))
+/* Likewise: classes of programs that others may not take over. */
+#define TRACE_SET (0xffffffffU - 16)
 
 /* Key 0: which copy holds. */
 struct {

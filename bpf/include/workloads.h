@@ -179,17 +179,17 @@ static __always_inline __u32 workload_epoch(void)
 	return value ? *value : 0;
 }
 
-/* Brings the membership of the current task up to date. Verified for itself. */
-__noinline int refresh_membership(struct membership *kept, __u32 copy, __u32 generation)
+/* Fills ``kept`` for a task that may be another than the current one; the caller owns ``kept``. Verified for itself. */
+__noinline int find_membership(struct membership *kept, __u64 of, __u32 copy, __u64 stamp)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	__u64 stamp = (__u64)generation << 32 | workload_epoch(), id = task->cgroups->dfl_cgrp->kn->id, cgroup;
+	struct task_struct *task = (void *)of;
+	struct cgroup *own = BPF_CORE_READ(task, cgroups, dfl_cgrp);
+	__u64 cgroup = (__u64)own + bpf_core_field_offset(struct cgroup, self);
 	struct ascent ascent = {.copy = copy, .power = 1};
 	__u32 also = HOST_PROFILE;
 
-	if (!kept || (kept->cgroup == id && kept->stamp == stamp))
+	if (!kept || !own)
 		return 0;
-	cgroup = (__u64)BPF_CORE_READ(task, cgroups, dfl_cgrp) + bpf_core_field_offset(struct cgroup, self);
 	ascent.left = kept->container;
 	ascend_from(&ascent, cgroup);
 	bpf_loop(STEPS_MAX, ascend_summing, &ascent, 0);
@@ -197,7 +197,7 @@ __noinline int refresh_membership(struct membership *kept, __u32 copy, __u32 gen
 		ascend_from(&ascent, cgroup);
 		bpf_loop(STEPS_MAX, ascend_seeking, &ascent, 0);
 	}
-	kept->cgroup = 0; /* only the task itself gets here; an interrupted write must not look whole */
+	kept->cgroup = 0; /* an interrupted write must not look whole */
 	if (ascent.state != WALK_ROOT)
 		ascent.profile = UNKNOWN_PROFILE;
 	else if (kept->container && !ascent.inside)
@@ -207,8 +207,18 @@ __noinline int refresh_membership(struct membership *kept, __u32 copy, __u32 gen
 	kept->profile = ascent.profile;
 	kept->also = also == ascent.profile ? HOST_PROFILE : also;
 	kept->stamp = stamp;
-	kept->cgroup = id;
+	kept->cgroup = BPF_CORE_READ(own, kn, id);
 	return 0;
+}
+
+/* Brings the membership of the current task up to date. Only the task itself gets here. */
+static __always_inline void refresh_membership(struct membership *kept, __u32 copy, __u32 generation)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	__u64 stamp = (__u64)generation << 32 | workload_epoch(), id = task->cgroups->dfl_cgrp->kn->id;
+
+	if (kept->cgroup != id || kept->stamp != stamp)
+		find_membership(kept, bpf_get_current_task(), copy, stamp);
 }
 
 #endif

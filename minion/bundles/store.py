@@ -30,6 +30,7 @@ from garrison.common.trust.assignment import SignedAssignment
 from garrison.common.trust.bundle import BundleContent, FileEntry
 from garrison.common.trust.join import JoinFile
 from garrison.common.trust.metadata import RootChain
+from garrison.common.trust.order import check_release_order
 from garrison.common.trust.verify import Floor, NodeTrust, verify_blob
 from garrison.minion.bundles.disk import BundleDisk, Held, Record, Rejected, State, TrialNote
 from garrison.minion.bundles.generation import Generation, Staged
@@ -76,6 +77,16 @@ class BundleStore:
         )
         self._state = self._disk.read_state() or self._recovered()
         self._trust = self._newest_trust()
+
+    def check_release(self, order: bytes) -> None:
+        """Accept an order to release this node's enforcement, by the newest authors' keys that it knows.
+
+        Raises:
+            SignatureError: Not signed by enough of them.
+            BundleError: No order, for somebody else, or expired.
+        """
+        trust = self._trust
+        check_release_order(trust.bundles, order, tenant=trust.tenant, node=trust.node, now=self._clock())
 
     # ---- what is held ------------------------------------------------------------------------------------------------
     def current(self) -> Generation | None:

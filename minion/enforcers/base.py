@@ -31,10 +31,12 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         ok: It was loaded and attached for real.
         reason: Why not, or which part of it does not; empty when everything works.
+        hint: Remedy, or the kernel's own words; empty when there are none.
     """
 
     ok: bool
     reason: str = ""
+    hint: str = ""
 
 
 class MapWrite(msgspec.Struct, frozen=True):

@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from vm.bypass.table import KERNELS, NOT_RUN, Row, marks, read, render
 from vm.lab import Lab
 
+_HERE = Path(__file__).parent
 _failed = pytest.StashKey[bool]()
+
+
+class BypassTable:
+    """Writes what a run found about known tricks."""
+
+    def __init__(self, page: Path) -> None:
+        self._page = page
+        self._found: dict[tuple[str, str], list[str]] = defaultdict(list)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note what became of a test, by kernel."""
+        if report.when == "call" or report.failed:
+            path, _, rest = report.nodeid.partition("::")
+            name, _, parameters = rest.partition("[")
+            kernel = next((k for k in KERNELS if k in parameters.rstrip("]").split("-")), "")
+            test = f"{Path(path).resolve().relative_to(_HERE)}::{name}"
+            self._found[test, kernel].append(report.outcome)
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the page."""
+        before = read(self._page.read_text()) if self._page.exists() else []
+        self._page.write_text(render([self._with_found(row) for row in marks(_HERE)], before))
+
+    def _with_found(self, row: Row) -> Row:
+        outcomes = [self._found.get((row.test, kernel), []) for kernel in KERNELS]
+        return row._replace(
+            found=tuple(NOT_RUN if not seen else "holds" if set(seen) == {"passed"} else "FAILS" for seen in outcomes)
+        )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the page to write."""
+    parser.addoption("--bypass-table", type=Path, help="write what this run finds about known tricks to this page")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the page written, if one is given."""
+    if page := config.getoption("bypass_table", None):
+        config.pluginmanager.register(BypassTable(page))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -105,6 +105,11 @@ class Guard:
         done: dict[str, int] = self.ask("status")["counters"]
         return done
 
+    def trouble(self) -> str:
+        """Return what the enforcer says is wrong with it."""
+        done: str = self.ask("status")["detail"]
+        return done
+
     def kill(self) -> None:
         """End the agent the hard way."""
         if self._holder:

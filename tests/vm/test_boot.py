@@ -98,7 +98,7 @@ class Edge:
         return json.loads(self.vm.get("/var/lib/garrison/minion/boot.json"))
 
     def tamper(self, state: str) -> list[dict[str, Any]]:
-        return [e for e in self.master.events("--kind", "tamper") if e["data"]["state"] == state]
+        return [e for e in self.master.events("--kind", "tamper") if e.get("data", {}).get("state") == state]
 
     def early(self) -> list[dict[str, Any]]:
         return [e for e in self.master.events("--kind", "agent") if e["data"]["state"] == "early-enforcement"]
@@ -158,6 +158,59 @@ def test_policy_holds_without_the_agent_from_before_the_network_until_it_is_rele
     assert until(edge.early, "early enforcement is told")[-1]["data"]["outcome"] == "enforced"
     assert vm.run("garrison", "enforcer", "release", "--yes").returncode == 3, "not under a running agent"
     assert edge.refuses(SECRET)
+
+
+def test_protected_enforcement_is_released_only_by_order_of_the_authors(edge: Edge) -> None:
+    vm = edge.vm
+    edge.apply(PROTECT_SECRET)
+    assert moves_pins(vm), "unprotected, root can"
+    settings = vm.get("/etc/garrison/minion.toml").decode()
+    vm.put("/etc/garrison/minion.toml", f'{settings}tamper = "block"\n')
+    vm.check("systemctl", "restart", "garrison-minion")
+    vm.until(lambda: not moves_pins(vm), "the pins to be protected", 60)
+
+    # Who can write the file changes nothing by it: not for the running agent.
+    vm.put("/etc/garrison/minion.toml", settings)
+    assert not moves_pins(vm)
+    until(lambda: ("unpin", "EPERM") in attempts(edge), "it is told")
+    vm.put("/etc/garrison/minion.toml", f'{settings}tamper = "block"\n')
+
+    vm.check("systemctl", "stop", "garrison-minion")
+    for how in ((), order(edge, "edge-2"), order(edge, "edge-1", spoil=True)):
+        assert vm.run("garrison", "enforcer", "release", "--yes", *how).returncode == 3
+        assert edge.refuses(SECRET)
+    assert vm.run("setpriv", "--reuid=1000", "garrison", "enforcer", "release", "--yes").returncode == 2
+    vm.check("garrison", "enforcer", "release", "--yes", *order(edge, "edge-1"))
+    assert not edge.refuses(SECRET)
+    vm.check("systemctl", "start", "garrison-minion")
+    assert until(lambda: edge.tamper("released"), "the release is told")[-1]["data"]["ordered"] is True
+
+    # A restart with a weaker setting is obeyed, and told.
+    vm.until(lambda: not moves_pins(vm), "the pins to be protected again", 60)
+    vm.put("/etc/garrison/minion.toml", settings)
+    vm.check("systemctl", "restart", "garrison-minion")
+    assert until(lambda: edge.tamper("lowered"), "the weaker setting is told")[-1]["severity"] == 9
+
+
+def attempts(edge: Edge) -> set[tuple[str, str]]:
+    """What was tried at the enforcer, and what came of it."""
+    return {(e["operation"], e["result"]) for e in edge.master.events("--kind", "tamper")}
+
+
+def moves_pins(vm: Vm) -> bool:
+    """Whether root can move the pins away; moves them back."""
+    return vm.run("sh", "-ec", "cd /sys/fs/bpf; mv garrison other; mv other garrison").returncode == 0
+
+
+def order(edge: Edge, node: str, *, spoil: bool = False) -> tuple[str, ...]:
+    """Have the author sign an order for ``node``; returns the arguments that show it."""
+    signed = edge.master.cli("enforcer", "order", node, "--keys", str(edge.master.work / "keys"))
+    if spoil:
+        document = json.loads(signed)
+        document["signed"]["expires"] = "2100-01-01T00:00:00Z"
+        signed = json.dumps(document)
+    edge.vm.put("/root/order", signed)
+    return "--order", "/root/order"
 
 
 def test_early_enforcement_killed_at_any_moment_is_made_good_by_the_next_one(edge: Edge) -> None:

@@ -48,6 +48,32 @@ static int by_io_uring(void)
 	return ((struct io_uring_cqe *)(cq + p.cq_off.cqes))->res;
 }
 
+/* The same, handed over by a thread of the kernel's that polls the ring. */
+static int by_polled_ring(void)
+{
+	struct io_uring_params p = {.flags = IORING_SETUP_SQPOLL, .sq_thread_idle = 1000};
+	int ring = syscall(SYS_io_uring_setup, 4, &p);
+	char *sq, *cq;
+	struct io_uring_sqe *sqes;
+
+	if (ring < 0)
+		return -errno;
+	sq = mmap(0, p.sq_off.array + p.sq_entries * 4, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING);
+	cq = mmap(0, p.cq_off.cqes + p.cq_entries * sizeof(struct io_uring_cqe), PROT_READ | PROT_WRITE, MAP_SHARED, ring,
+		  IORING_OFF_CQ_RING);
+	sqes = mmap(0, p.sq_entries * sizeof(*sqes), PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQES);
+	memset(sqes, 0, sizeof(*sqes));
+	sqes->opcode = IORING_OP_OPENAT;
+	sqes->fd = AT_FDCWD;
+	sqes->addr = (unsigned long)path;
+	sqes->open_flags = O_RDONLY;
+	((unsigned *)(sq + p.sq_off.array))[0] = 0;
+	__atomic_add_fetch((unsigned *)(sq + p.sq_off.tail), 1, __ATOMIC_RELEASE);
+	if (syscall(SYS_io_uring_enter, ring, 0, 1, IORING_ENTER_GETEVENTS | IORING_ENTER_SQ_WAKEUP, 0, 0) < 0)
+		return -errno;
+	return ((struct io_uring_cqe *)(cq + p.cq_off.cqes))->res;
+}
+
 static volatile int ending;
 
 static void *swap_links(void *directory)
@@ -84,6 +110,39 @@ static int while_links_change(void)
 	exit(0);
 }
 
+static long wrong;
+
+static void *open_both(void *times)
+{
+	char other[4200];
+	long i;
+	int fd;
+
+	snprintf(other, sizeof(other), "%s-free", path);
+	for (i = 0; i < (long)times; i++) {
+		fd = open(i & 1 ? other : path, O_RDONLY);
+		if ((fd >= 0) != (i & 1))
+			__sync_fetch_and_add(&wrong, 1);
+		if (fd >= 0)
+			close(fd);
+	}
+	return 0;
+}
+
+/* Eight threads open PATH, which must be refused, and PATH-free, which must not; counts what was wrong. */
+static int race(long times)
+{
+	pthread_t threads[8];
+	int i;
+
+	for (i = 0; i < 8; i++)
+		pthread_create(&threads[i], 0, open_both, (void *)times);
+	for (i = 0; i < 8; i++)
+		pthread_join(threads[i], 0);
+	printf("%ld\n", wrong);
+	exit(0);
+}
+
 /* Opens PATH over and over, and once amid that PATH-other; counts both. */
 static int flood(long times)
 {
@@ -108,9 +167,11 @@ int main(int argc, char **argv)
 	int result;
 
 	snprintf(path, sizeof(path), "%s", argv[2]);
+	if (!strcmp(argv[1], "race"))
+		race(atol(argv[3]));
 	if (!strcmp(argv[1], "flood"))
 		flood(atol(argv[3]));
-	result = !strcmp(argv[1], "compat") ? by_compat_call() : !strcmp(argv[1], "uring") ? by_io_uring() : while_links_change();
+	result = !strcmp(argv[1], "compat") ? by_compat_call() : !strcmp(argv[1], "uring") ? by_io_uring() : !strcmp(argv[1], "sqpoll") ? by_polled_ring() : while_links_change();
 	if (result < 0)
 		printf("%d\n", -result);
 	else

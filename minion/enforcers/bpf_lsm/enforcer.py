@@ -31,10 +31,10 @@ from garrison.common.errors import BackendUnsupportedError, CompileError, Garris
 from garrison.common.frames import RuleReport
 from garrison.common.policy.rules import RuleSet
 from garrison.minion.enforcers.base import CgroupMade, Emit, Enforcer, EnforcerStatus, MapWrite, Probe
-from garrison.minion.enforcers.bpf_lsm.events import COUNTERS
-from garrison.minion.enforcers.bpf_lsm.inodes import Inodes
+from garrison.minion.enforcers.bpf_lsm.events import COUNTERS, lowered_event
+from garrison.minion.enforcers.bpf_lsm.inodes import Inodes, interpreter, packed_inode
 from garrison.minion.enforcers.bpf_lsm.layout import TABLES, Tables, TableType, lay_out, lay_out_cgroups
-from garrison.minion.enforcers.bpf_lsm.options import LsmOptions
+from garrison.minion.enforcers.bpf_lsm.options import PROTECTION, LsmOptions, Tamper
 from garrison.minion.enforcers.bpf_lsm.pins import OUR_TABLE, PinnedRules, Pins, remove
 from garrison.minion.enforcers.bpf_lsm.profiles import UNKNOWN_PROFILE, Placements, needed_profiles
 from garrison.minion.enforcers.bpf_lsm.program import Program, compile_program
@@ -55,7 +55,6 @@ _ZERO: Final = bytes(4)
 _U32: Final = struct.Struct("=I")
 _OURS: Final = struct.Struct("=Q")
 _LOST_KEY: Final = struct.Struct("=II")
-_PROTECTION: Final = struct.Struct("=QI4xI4x")  # struct protection
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +79,7 @@ class BpfLsmEnforcer(Enforcer):
         self._hasher: PathHasher | None = None
         self._reader: RingReader | None = None
         self._teller: Teller | None = None
+        self._links = 0
         self._names: CgroupNames | None = None
         self._generation = 0
         self._held: tuple[RuleSet, Program] | None = None
@@ -99,7 +99,7 @@ class BpfLsmEnforcer(Enforcer):
                     self._pins.load()
                 self._probe = Probe(ok=True)
             except (GarrisonError, OSError) as err:
-                self._probe = Probe(ok=False, reason=str(err))
+                self._probe = Probe(ok=False, reason=str(err), hint=getattr(err, "hint", None) or "")
         return self._probe
 
     def compile(self, rules: RuleSet) -> tuple[RuleReport, ...]:
@@ -109,7 +109,7 @@ class BpfLsmEnforcer(Enforcer):
     def apply(self, rules: RuleSet) -> tuple[RuleReport, ...]:
         """Enforce ``rules`` from the next operation on."""
         if not (probe := self.probe()).ok:
-            raise BackendUnsupportedError(f"{BACKEND} cannot be used: {probe.reason}")
+            raise BackendUnsupportedError(f"{BACKEND} cannot be used: {probe.reason}", hint=probe.hint)
         with self._changing:
             self._switch(rules)
             return self._residents.report(rules, self._shortage())
@@ -138,7 +138,7 @@ class BpfLsmEnforcer(Enforcer):
     def hold(self) -> Sequence[MapWrite]:
         """Keep the active copy as it is."""
         if not (probe := self.probe()).ok:
-            raise BackendUnsupportedError(f"{BACKEND} cannot be used: {probe.reason}")
+            raise BackendUnsupportedError(f"{BACKEND} cannot be used: {probe.reason}", hint=probe.hint)
         with self._lock:
             self._take_over()
             self._kept, self._before = self._active(), (self._held, self._placements)
@@ -182,7 +182,13 @@ class BpfLsmEnforcer(Enforcer):
                 self._teller.sum_up()
             counters = self._counters() | {"workloads": len(self._placements)}
             reader = self._reader
-        detail = "events are no longer read" if reader is not None and not reader.alive else self._shortage()
+            gone = self._links - self._pins.links() if reader is not None else 0
+        if reader is not None and not reader.alive:
+            detail = "events are no longer read"
+        elif gone:
+            detail = f"somebody took {gone} of {self._links} pins away: not everything is enforced until the agent is restarted"
+        else:
+            detail = self._shortage()
         return EnforcerStatus(backend=BACKEND, healthy=not detail, detail=detail, counters=counters)
 
     def close(self) -> None:
@@ -276,6 +282,7 @@ class BpfLsmEnforcer(Enforcer):
         self._reader = RingReader(self._maps["events"], self._teller.take, name="lsm-events")
         self._note_agent()
         self._residents.feed(self._maps)
+        self._links = self._pins.links()
         return self._teller
 
     def _retire_others(self) -> None:
@@ -314,7 +321,13 @@ class BpfLsmEnforcer(Enforcer):
         for key in tables:
             ours.update(key, OUR_TABLE)
         at = Inodes().of(f"{self._pins.root}/") or (0, 0)
-        self._maps["protection"].update(_ZERO, _PROTECTION.pack(at[1], at[0], self._options.tamper))
+        if linker := Inodes().of(interpreter(Path("/proc/self/exe"))):
+            self._maps["linkers"].update(packed_inode(linker), OUR_TABLE)
+        held, wanted = self._maps["protection"], self._options.tamper
+        before = Tamper(PROTECTION.unpack(held.lookup(_ZERO) or bytes(PROTECTION.size))[2])
+        held.update(_ZERO, PROTECTION.pack(at[1], at[0], wanted))
+        if wanted < before:
+            self._emit(lowered_event(before.name.lower(), wanted.name.lower()))
 
     def _table_ids(self) -> Iterator[int]:
         for name in TABLES:

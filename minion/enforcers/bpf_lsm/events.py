@@ -24,6 +24,7 @@ __all__ = [
     "attempts_summary",
     "decode_decision",
     "decode_tamper",
+    "lowered_event",
     "summary",
     "tamper_event",
 ]
@@ -46,6 +47,7 @@ _OPERATIONS: Final = (
     "exec",
     "map_anonymous",
     "follow",
+    "ptrace",
 )
 _EXEC_KILLED: Final = 11
 _SUMMARY: Final = "summary"
@@ -206,6 +208,23 @@ def tamper_event(record: TamperRecord, cgroup: str, *, more: int = 0) -> Event:
         result="EPERM" if record.refused else "passed",
         backend=BACKEND,
         data={"repeats": more} if more else {},
+    )
+
+
+def lowered_event(before: str, now: str) -> Event:
+    """Return the event that says that attempts are taken less seriously than by the agent before, by its settings."""
+    return Event(
+        ts=time.time_ns(),
+        mono=time.monotonic_ns(),
+        lane=Lane.ALERT,
+        kind=Kind.TAMPER,
+        severity=_TAMPER_SEVERITY,
+        object="tamper",
+        operation="lower",
+        verdict=Verdict.AUDIT.value,
+        result="passed",
+        backend=BACKEND,
+        data={"state": "lowered", "detail": f"the setting tamper was {before} and is {now} since the agent's restart"},
     )
 
 

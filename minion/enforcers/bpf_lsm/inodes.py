@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from pathlib import Path
+from typing import Final
 
-__all__ = ["Inodes"]
+__all__ = ["Inodes", "interpreter", "packed_inode"]
+
+_INODE: Final = struct.Struct("=QI4x")  # struct inode_key
+_PT_INTERP: Final = 3
+_HEAD_BYTES: Final = 4096  # an ELF file has its program headers right behind its header
+_PATH_MAX: Final = 4096
 
 
 class Inodes:
@@ -31,3 +38,24 @@ class Inodes:
             return None if device is None else (device, os.fstat(fd).st_ino)
         finally:
             os.close(fd)
+
+
+def packed_inode(found: tuple[int, int]) -> bytes:
+    """Return what ``Inodes.of`` found as a key of the kernel's tables."""
+    device, number = found
+    return _INODE.pack(number, device)
+
+
+def interpreter(program: Path) -> str:
+    """Return the path of the dynamic linker that an ELF program of this machine asks for; empty when it asks for none."""
+    with program.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        if head[:5] != b"\x7fELF\x02":
+            return ""
+        at, size, count = struct.unpack_from("=Q", head, 32)[0], *struct.unpack_from("=HH", head, 54)
+        for number in range(count):
+            kind, _, offset, _, _, length = struct.unpack_from("=IIQQQQ", head, at + number * size)
+            if kind == _PT_INTERP:
+                file.seek(offset)
+                return file.read(min(length, _PATH_MAX)).rstrip(b"\0").decode(errors="surrogateescape")
+    return ""

@@ -39,6 +39,7 @@ _U64: Final = struct.Struct("=Q")
 _SUBJECT_HEAD: Final = struct.Struct("=QQ6I")
 _ARGUMENT_BYTES: Final = 256  # ARG_BYTES of enforce.h
 _POSTURE_OF: Final = 0xFFFF_FFFF
+_TRACE_SET: Final = 0xFFFF_FFFF - 16
 _POSTURES: Final = ENTITIES + SUBJECTS
 
 InodeOf = Callable[[str], tuple[int, int] | None]
@@ -192,6 +193,8 @@ def _rows(program: Program) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
         row(found, subject, record)
     for (entity, subject), decision in program.postures.items():
         row(_POSTURE_OF - _POSTURES.index(entity), subject, (decision,) * 16)
+    for subject, decision in program.traces.items():
+        row(_TRACE_SET, subject, (decision,) * 16)
     return rows, _numbered(iter(indexes))
 
 

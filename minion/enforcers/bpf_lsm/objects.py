@@ -28,11 +28,14 @@ OBJECTS: Final = (
     "enforce_presets",
     "enforce_entry",
     "enforce_dns",
+    "enforce_trace",
     "watch",
     "protect",
 )
 # Programs for hooks that not every kernel has: object -> program -> hook.
-_OPTIONAL: Final[Mapping[str, Mapping[str, str]]] = {"enforce_files": {"guard_ftruncate": "file_truncate"}}
+_OPTIONAL: Final[Mapping[str, Mapping[str, str]]] = {
+    "enforce_files": {"guard_ftruncate": "file_truncate", "guard_ioctl32": "file_ioctl_compat"}
+}
 _ON_CGROUP: Final = "egress_"  # names of programs that are attached to the root of cgroups
 _ATTACHED: Final = ("guard_", "watch_", _ON_CGROUP)  # names of programs that are attached; others are run
 

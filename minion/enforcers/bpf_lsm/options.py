@@ -8,7 +8,9 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["EventRate", "LsmOptions", "Tamper"]
+__all__ = ["PROTECTION", "EventRate", "LsmOptions", "Tamper"]
+
+PROTECTION: Final = struct.Struct("=QI4xI4x")  # struct protection: inode and device of the pins, what becomes of attempts
 
 _RATE: Final = struct.Struct("=QQ")  # struct event_rate
 

@@ -36,6 +36,7 @@ __all__ = ["OUR_TABLE", "PinnedRules", "Pins", "remove"]
 _SHARED: Final = (
     *TABLES, "active", "epoch", "agent", "events", "lost", "counters", "subjects", "locations", "secret", "protection", "ours",
     "exempt", "repeats", "subject_counters", "event_rate", "rule_rates", "rule_told", "workload_figures", "cgroups_made",
+    "linkers",
 )  # fmt: skip
 _ZERO: Final = bytes(4)
 _OURS: Final = struct.Struct("=Q")
@@ -80,6 +81,11 @@ class Pins:
     def is_installed(self) -> bool:
         """Tell whether this version is attached."""
         return _is_ready(self.folder)
+
+    def links(self) -> int:
+        """Return how many of our programs are held by a pin."""
+        folder = self.folder / "links"
+        return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
 
     def open_maps(self) -> dict[str, BpfMap]:
         """Open the maps of this version."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import chain, product
+from itertools import chain, product, starmap
 from operator import attrgetter
 from typing import Final
 
@@ -26,7 +26,7 @@ import msgspec
 from garrison.common import limits
 from garrison.common.errors import CompileError
 from garrison.common.policy.match import Decision, Operation, makes_list, weigh, weigh_posture
-from garrison.common.policy.rules import Entity, PathKind, PathTarget, Rule, RuleSet, Verdict
+from garrison.common.policy.rules import Entity, Mode, PathKind, PathTarget, Rule, RuleSet, Verdict, WorkloadScope
 from garrison.minion.enforcers.bpf_lsm.dfa import Dfa, build_dfa
 from garrison.minion.enforcers.bpf_lsm.domains import Domains, number_domains
 from garrison.minion.enforcers.bpf_lsm.profiles import (
@@ -35,6 +35,7 @@ from garrison.minion.enforcers.bpf_lsm.profiles import (
     HOST_PROFILE,
     Profile,
     Profiles,
+    class_part,
     fallbacks,
     speaks_in,
     subject_of,
@@ -104,6 +105,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
         records: (set, subject) → record; a subject without an own record falls back (``profiles.fallbacks``).
         postures: (entity, subject) → record when no rule named the path; falls back likewise.
         unresolved: Entity → set of rules that count when the path cannot be told.
+        traces: Subject → what becomes of others that take such a program over: it is allowed something that they may not be.
         arguments: (set, profile) → arguments whose being kept is the ``ARGS_LISTED`` condition; those of the host where a profile
             has none for the set.
         profiles: Numbers of profiles.
@@ -120,6 +122,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     records: dict[tuple[int, int], Record]
     postures: dict[tuple[Entity, int], Decision]
     unresolved: dict[Entity, int]
+    traces: dict[int, Decision]
     arguments: dict[tuple[int, int], tuple[str, ...]]
     profiles: Profiles
     domains: Domains
@@ -255,6 +258,7 @@ class _Compiler:
             records=self._weigh_records(),
             postures=self._weigh_postures(),
             unresolved=unresolved,
+            traces=self._traces(),
             arguments=self._arguments,
             profiles=self._profiles,
             domains=self._domains,
@@ -392,6 +396,21 @@ class _Compiler:
         for profile in (HOST_PROFILE, *self._profiles.concerned(rules)):
             for class_, speaking in self._by_class([r for r in rules if speaks_in(r, self._profiles, profile)]):
                 yield profile, class_, speaking
+
+    def _traces(self) -> dict[int, Decision]:
+        found: dict[int, Decision] = {}
+        granting = [rule for rule in self._rules if rule.verdict is Verdict.ALLOW and rule.sources]
+        # Those of the host first: in a profile they hold too, and stand in its row where they are the stricter.
+        for rule in sorted(granting, key=lambda rule: isinstance(rule.scope, WorkloadScope)):
+            verdict = Verdict.BLOCK if rule.mode is Mode.ENFORCE else Verdict.AUDIT
+            classes = {c for s in rule.sources for c in self._answering.get(self._source_numbers[s], ())}
+            profiles = self._profiles.concerned([rule]) if isinstance(rule.scope, WorkloadScope) else [HOST_PROFILE]
+            for subject in starmap(subject_of, product(classes, profiles)):
+                held = found.get(subject) or found.get(class_part(subject))
+                if held is None or (verdict is Verdict.BLOCK and held.verdict is not verdict):
+                    held = Decision(verdict=verdict, rule=rule)
+                found[subject] = held
+        return found
 
     def _by_class(self, rules: Sequence[Rule]) -> Iterator[tuple[int, list[Rule]]]:
         """Yield the rules that speak for ``ANY_CLASS`` and for each class that can differ from it."""

@@ -260,3 +260,29 @@ def test_workloads_past_the_limit_leave_nothing_unguarded(monkeypatch: pytest.Mo
 
     assert len(placed) == 10
     assert Profiles(needed_profiles(placed)).number(placed["/"].profile) == UNKNOWN_PROFILE
+
+
+def test_program_is_held_against_takeover_only_in_workloads_whose_rules_allow_it_something() -> None:
+    scope = WorkloadScope(labels=("a=1",))
+    shell, guard = Source("/bin/sh"), Source("/bin/guard")
+    rules = tuple(
+        Rule(id=id_, policy="p", entity=Entity.FILE, verdict=Verdict.ALLOW, target=PathTarget(PathKind.EXACT, "/a"), **more)
+        for id_, more in (("in", {"sources": (shell,), "scope": scope}), ("everywhere", {"sources": (guard,)}))
+    )
+    program = compile_program(RuleSet(rules=rules), [frozenset({scope})])
+    inside = program.profiles.number(frozenset({scope}))
+    held = {
+        (name, number): next(
+            (d.rule.id for s in fallbacks(subject_of(program.class_of(name), number)) if (d := program.traces.get(s)) and d.rule),
+            None,
+        )
+        for name in ("/bin/sh", "/bin/guard", "/bin/other")
+        for number in (HOST_PROFILE, UNKNOWN_PROFILE, inside)
+    }
+    assert held == {
+        ("/bin/sh", HOST_PROFILE): None,
+        ("/bin/sh", UNKNOWN_PROFILE): None,
+        ("/bin/sh", inside): "in",
+        **{("/bin/guard", number): "everywhere" for number in (HOST_PROFILE, UNKNOWN_PROFILE, inside)},
+        **{("/bin/other", number): None for number in (HOST_PROFILE, UNKNOWN_PROFILE, inside)},
+    }

@@ -15,6 +15,7 @@ from garrison.common.errors import BundleError, SignatureError
 from garrison.common.names import digest_of
 from garrison.common.trust.bundle import FileEntry
 from garrison.common.trust.metadata import CUSTOM, RootChain, make_root, sign_targets, verify_targets
+from garrison.common.trust.order import build_release_order, check_release_order
 from garrison.common.trust.verify import verify_blob, verify_bundle
 from unit.trust.world import EDGE, NOW, OTHER, OTHER_PRINT, World, policy
 
@@ -463,3 +464,38 @@ def test_root_that_nobody_signed_cannot_be_pinned(world):
 
     with pytest.raises(SignatureError, match="not signed by its own keys"):
         RootChain.start(unsigned)
+
+
+# ---- release orders ------------------------------------------------------------------------------------------------------
+def order(world, *, tenant=None, node=EDGE, hours=1, signers=None):
+    expires = NOW + timedelta(hours=hours)
+    return build_release_order(tenant=tenant or world.tenant, node=node, expires=expires, signers=signers or [world.author])
+
+
+def test_order_of_the_authors_lets_a_node_release(world):
+    trust = world.trust()
+
+    check_release_order(trust.bundles, order(world), tenant=world.tenant, node=EDGE, now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("forge", "error", "says"),
+    [
+        (lambda w: order(w, signers=[w.online]), SignatureError, "signed by 0"),
+        (lambda w: order(w, signers=[CryptoSigner.generate_ed25519()]), SignatureError, "signed by 0"),
+        (lambda w: order(w, node=OTHER), BundleError, "is for edge-2"),
+        (lambda w: order(w, tenant="other"), BundleError, "of other"),
+        (lambda w: order(w, hours=0), BundleError, "expired"),
+        (lambda w: w.bundle(7).metadata, BundleError, "no release order"),
+        (lambda _: b"{", SignatureError, "no TUF metadata"),
+    ],
+    ids=["master's key", "stranger's key", "another node", "another tenant", "expired", "a bundle", "no metadata"],
+)
+def test_anything_else_is_no_order(world, forge, error, says):
+    with pytest.raises(error, match=says):
+        check_release_order(world.trust().bundles, forge(world), tenant=world.tenant, node=EDGE, now=NOW)
+
+
+def test_order_is_no_bundle(world):
+    with pytest.raises(BundleError):
+        verify_bundle(world.trust().bundles, order(world), tenant=world.tenant, now=NOW)
