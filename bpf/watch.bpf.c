@@ -8,7 +8,7 @@
  * lsm/inode_free_security    a file is gone for good: its number may be another's soon, so it names nothing any more
  * tp_btf/cgroup_mkdir        a cgroup was made: told to user space, which finds out whether it is a container's
  *
- * Mounts need no hook: cache entries hold the mount namespace's own count of changes (enforce.h).
+ * Mounts need no hook: cache entries hold the mount namespace's own count of changes (places.h).
  * Not seen: directories that a network file system finds moved on its server.
  */
 #include <linux/bpf.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Rules about what is not a path: sockets, capabilities, domains, presets. All that the acting program is (enforce.h) and a number
+ * Rules about what is not a path: sockets, capabilities, domains, presets. All that the acting program is (subject.h) and a number
  * that stands for the kind of socket, the capability and so on lead to an outcome, by the same tables as for paths. What the
  * numbers mean is said by garrison.minion.enforcers.bpf_lsm.subjects and domains; the event is decoded by subject_events.py.
  *

@@ -1,4 +1,4 @@
-"""Decisions of the LSM programs as events. Layout: ``struct decision_event`` of ``bpf/include/enforce.h``."""
+"""Decisions of the LSM programs as events. Layout: ``struct decision_event`` of ``bpf/include/telling.h``."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ _ARG: Final = struct.Struct("=IIQ")
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
 _SUBJECT_HEAD: Final = struct.Struct("=QQ6I")
-_ARGUMENT_BYTES: Final = 256  # ARG_BYTES of enforce.h
+_ARGUMENT_BYTES: Final = 256  # ARG_BYTES of subject.h
 _POSTURE_OF: Final = 0xFFFF_FFFF
 _TRACE_SET: Final = 0xFFFF_FFFF - 16
 _POSTURES: Final = ENTITIES + SUBJECTS
