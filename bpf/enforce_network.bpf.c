@@ -82,6 +82,12 @@ static __always_inline int by_address(const struct attempt *attempt)
 	return attempt->set & (NAME_TCP | NAME_UDP) && (attempt->family == AF_INET || attempt->family == AF_INET6);
 }
 
+/* Verified for itself: what follows is not gone through anew for each kind of socket. */
+__noinline __u32 names_of(__u32 family, __u32 type, __u32 protocol)
+{
+	return socket_names(family, type, protocol);
+}
+
 /* Returns whether rules can name the socket. */
 static __always_inline int fill_socket(struct attempt *attempt, struct socket *sock)
 {
@@ -93,7 +99,7 @@ static __always_inline int fill_socket(struct attempt *attempt, struct socket *s
 	attempt->family = sk->__sk_common.skc_family;
 	attempt->type = sk->sk_type;
 	attempt->protocol = sk->sk_protocol;
-	names = socket_names(attempt->family, attempt->type, attempt->protocol);
+	names = names_of(attempt->family, attempt->type, attempt->protocol);
 	attempt->set = NETWORK_SETS | names;
 	return names != 0;
 }
@@ -167,7 +173,7 @@ static __always_inline int refuse(int verdict)
 SEC("lsm/socket_create") int BPF_PROG(guard_socket, int family, int type, int protocol, int kern, int ret)
 {
 	struct attempt attempt = {.operation = ON_SOCKET, .family = family, .type = type & SOCK_TYPE_MASK, .protocol = protocol};
-	__u32 names = socket_names(family, type, protocol);
+	__u32 names = names_of(family, type, protocol);
 
 	if (ret || kern || !names)
 		return ret;
