@@ -186,6 +186,25 @@ static const char *check(struct table *t)
 	return marks_fit(t) ? NULL : "a mark of the table is damaged";
 }
 
+static const char *make_scratch(struct table *t)
+{
+	const struct table_header *h = t->head;
+
+	t->stamp = t->state_stamp = 0;
+	t->seen = calloc(h->rules.count + 1, sizeof(uint32_t));
+	t->candidates = calloc(h->rules.count + 1, sizeof(uint32_t));
+	t->set_seen = calloc(h->sets.count, sizeof(uint32_t));
+	t->active = calloc(h->sets.count, sizeof(uint32_t));
+	t->policy_seen = calloc(h->policies + 1, sizeof(uint32_t));
+	t->now = calloc(t->glob_words_max + 1, sizeof(uint32_t));
+	t->next = calloc(t->glob_words_max + 1, sizeof(uint32_t));
+	t->state_seen = calloc(t->glob_words_max + 1, sizeof(uint32_t));
+	if (t->seen && t->candidates && t->set_seen && t->active && t->policy_seen && t->now && t->next && t->state_seen)
+		return NULL;
+	table_close(t);
+	return "no memory for the table";
+}
+
 const char *table_open(struct table *t, const void *base, size_t size)
 {
 	const struct table_header *h = base;
@@ -205,20 +224,13 @@ const char *table_open(struct table *t, const void *base, size_t size)
 	t->marks = (const void *)(t->base + h->marks.offset);
 	t->words = (const void *)(t->base + h->words.offset);
 	wrong = check(t);
-	if (wrong)
-		return wrong;
-	t->seen = calloc(h->rules.count + 1, sizeof(uint32_t));
-	t->candidates = calloc(h->rules.count + 1, sizeof(uint32_t));
-	t->set_seen = calloc(h->sets.count, sizeof(uint32_t));
-	t->active = calloc(h->sets.count, sizeof(uint32_t));
-	t->policy_seen = calloc(h->policies + 1, sizeof(uint32_t));
-	t->now = calloc(t->glob_words_max + 1, sizeof(uint32_t));
-	t->next = calloc(t->glob_words_max + 1, sizeof(uint32_t));
-	t->state_seen = calloc(t->glob_words_max + 1, sizeof(uint32_t));
-	if (t->seen && t->candidates && t->set_seen && t->active && t->policy_seen && t->now && t->next && t->state_seen)
-		return NULL;
-	table_close(t);
-	return "no memory for the table";
+	return wrong ? wrong : make_scratch(t);
+}
+
+const char *table_share(struct table *t, const struct table *of)
+{
+	*t = *of;
+	return make_scratch(t);
 }
 
 void table_close(struct table *t)

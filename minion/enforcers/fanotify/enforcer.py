@@ -119,8 +119,7 @@ class FanotifyEnforcer(Enforcer):
         counters["restarts"] += self._restarts
         lapsed = "the responder's worker is gone; another is being started" if counters.pop("lapsed") else ""
         detail = self._lapse or lapsed or self._silence(counters.pop("watcher_beat"))
-        for internal in ("worker_beat", "worker_pid"):
-            counters.pop(internal)
+        counters.pop("worker_pid")
         return EnforcerStatus(backend=NAME, healthy=not detail, detail=detail, counters=counters)
 
     def close(self) -> None:

@@ -5,11 +5,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/fanotify.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #define STALE_NS 1000000000ull /* far longer than the kernel takes from looking for one kind of mark to looking for the next */
 
@@ -27,6 +29,8 @@ static int by_object(const void *a, const void *b)
 
 	if (x->device != y->device)
 		return x->device < y->device ? -1 : 1;
+	if (x->level != y->level)
+		return x->level < y->level ? -1 : 1;
 	return (x->inode > y->inode) - (x->inode < y->inode);
 }
 
@@ -81,53 +85,76 @@ static uint64_t mask_in(const struct mark_list *l, const struct live_mark *m)
 }
 
 /* Remove those bits of marks that neither of the two lists wants. */
-static void remove_marks(int group, struct shared *shared, const struct mark_list *marks, const struct mark_list *wanted,
+static void remove_marks(const struct live_marks *l, const struct mark_list *marks, const struct mark_list *wanted,
 			 const struct mark_list *wanted_too)
 {
 	for (uint32_t i = 0; i < marks->count; i++) {
 		const struct live_mark *m = &marks->items[i];
 		uint64_t keep = mask_in(wanted, m) | mask_in(wanted_too, m), surplus = m->mask & ~keep;
 
-		COUNT(shared->worker_beat);
+		COUNT(l->shared->beats[BEAT_CONTROL]);
 		/* A mark whose path leads elsewhere now stays: it costs a look-up and changes no decision. */
 		if (surplus != 0 && still_there(m))
-			fanotify_mark(group, mark_flags(m, FAN_MARK_REMOVE), keep ? surplus : full_mask(m), AT_FDCWD, m->path);
+			fanotify_mark(readers_group(l->readers, m->level), mark_flags(m, FAN_MARK_REMOVE),
+				      keep ? surplus : full_mask(m), AT_FDCWD, m->path);
 	}
+}
+
+/* Set a mark on what fd is. Returns 1 when set, 0 when the kernel refuses it there, -1 when there is no reader for it. */
+static int set_mark(struct live_marks *l, struct live_mark *m, int fd)
+{
+	char path[32];
+	struct stat s;
+	int group;
+
+	m->level = stacking_level(&l->stacking, fd);
+	group = readers_group(l->readers, m->level);
+	if (group < 0)
+		return -1;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	if (fanotify_mark(group, mark_flags(m, FAN_MARK_ADD), full_mask(m), AT_FDCWD, path) != 0 || fstat(fd, &s) != 0)
+		return 0;
+	m->device = s.st_dev;
+	m->inode = m->inode == 0 ? 0 : s.st_ino;
+	return 1;
 }
 
 /* Returns 1 when set, 0 when it could be left out, -1 on error. */
-static int add_mark(int group, const struct table *t, const struct mark *wanted, struct live_mark *m)
+static int add_mark(struct live_marks *l, const struct table *t, const struct mark *wanted, struct live_mark *m)
 {
-	bool filesystem = wanted->flags & MARK_FILESYSTEM;
-	struct stat s;
+	const char *path = table_bytes(t, wanted->path);
+	int fd = open(path, O_PATH | O_CLOEXEC), set = 0, error;
 
-	*m = (struct live_mark){.inode = !filesystem, .mask = wanted->mask, .path = strdup(table_bytes(t, wanted->path))};
-	if (m->path && fanotify_mark(group, mark_flags(m, FAN_MARK_ADD), full_mask(m), AT_FDCWD, m->path) == 0 &&
-	    stat(m->path, &s) == 0) {
-		m->device = s.st_dev;
-		m->inode = filesystem ? 0 : s.st_ino;
+	*m = (struct live_mark){.inode = !(wanted->flags & MARK_FILESYSTEM), .mask = wanted->mask, .path = strdup(path)};
+	if (fd >= 0 && m->path)
+		set = set_mark(l, m, fd);
+	error = errno;
+	if (fd >= 0)
+		close(fd);
+	if (set == 1)
 		return 1;
-	}
 	free(m->path);
-	return wanted->flags & MARK_OPTIONAL ? 0 : -1;
+	errno = error;
+	return set == 0 && (wanted->flags & MARK_OPTIONAL) ? 0 : -1;
 }
 
-bool marks_add(struct live_marks *l, int group, const struct table *t, struct mark_list *marks, struct control *reply,
-	       struct shared *shared)
+bool marks_add(struct live_marks *l, const struct table *t, struct mark_list *marks, struct control *reply)
 {
 	marks->items = calloc(t->head->marks.count + 1, sizeof(*marks->items));
 	if (!marks->items) {
 		control_fail(reply, ENOMEM, "remember marks", "");
 		return false;
 	}
+	stacking_refresh(&l->stacking);
 	for (uint32_t i = 0; i < t->head->marks.count; i++) {
-		int set = add_mark(group, t, &t->marks[i], &marks->items[marks->count]);
+		int set = add_mark(l, t, &t->marks[i], &marks->items[marks->count]);
 
-		COUNT(shared->worker_beat);
+		COUNT(l->shared->beats[BEAT_CONTROL]);
 		if (set < 0) {
-			control_fail(reply, errno, "watch", table_bytes(t, t->marks[i].path));
+			control_fail(reply, errno, errno == EMFILE ? "more fanotify groups (fs.fanotify.max_user_groups) to watch" : "watch",
+				     table_bytes(t, t->marks[i].path));
 			merge_marks(marks);
-			remove_marks(group, shared, marks, &l->wanted, &l->stale);
+			remove_marks(l, marks, &l->wanted, &l->stale);
 			free_marks(marks);
 			return false;
 		}
@@ -159,12 +186,12 @@ void marks_switch(struct live_marks *l, struct mark_list *added)
 	l->wanted = *added;
 }
 
-void marks_drop_stale(struct live_marks *l, int group, struct shared *shared)
+void marks_drop_stale(struct live_marks *l)
 {
 	static const struct mark_list none;
 
 	if (l->stale.count == 0 || monotonic_ns() < l->stale_until_ns)
 		return;
-	remove_marks(group, shared, &l->stale, &l->wanted, &none);
+	remove_marks(l, &l->stale, &l->wanted, &none);
 	free_marks(&l->stale);
 }

@@ -7,9 +7,11 @@
 #include "mounts.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statfs.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -49,10 +51,11 @@ static void unescape(char *text)
 static void add(struct mounts *m, const char *line)
 {
 	char at[PATH_BYTES];
+	const char *type = strstr(line, " - ");
 	unsigned int major, minor;
 	int id;
 
-	if (sscanf(line, "%d %*d %u:%u %*s %4095s", &id, &major, &minor, at) != 4)
+	if (!type || sscanf(line, "%d %*d %u:%u %*s %4095s", &id, &major, &minor, at) != 4)
 		return;
 	if (m->count == m->room) {
 		uint32_t room = m->room ? 2 * m->room : 64;
@@ -64,7 +67,8 @@ static void add(struct mounts *m, const char *line)
 		m->room = room;
 	}
 	unescape(at);
-	m->entries[m->count] = (struct mount_entry){id, makedev(major, minor), strdup(at)};
+	m->entries[m->count] =
+		(struct mount_entry){id, makedev(major, minor), strncmp(type + 3, "overlay ", 8) == 0, strdup(at)};
 	m->count += m->entries[m->count].at != NULL;
 }
 
@@ -102,11 +106,11 @@ void mounts_reload(struct mounts *m)
 	qsort(m->entries, m->count, sizeof(*m->entries), by_id);
 }
 
-static bool is_ours(const struct mounts *m, int id)
+const struct mount_entry *mounts_find(const struct mounts *m, int id)
 {
 	struct mount_entry key = {.id = id};
 
-	return bsearch(&key, m->entries, m->count, sizeof(key), by_id) != NULL;
+	return m->count ? bsearch(&key, m->entries, m->count, sizeof(key), by_id) : NULL;
 }
 
 static uint32_t shown_path(int fd, char path[PATH_BYTES])
@@ -170,6 +174,25 @@ static uint32_t path_by_handle(struct mounts *m, int fd, const struct stat *targ
 	return 0;
 }
 
+/* An overlay opens the files of its layers through mounts of its own, whose root is the layer. Where the layer is an overlay as a
+ * whole, which has no handles, the shown path is below one of our mounts. */
+static uint32_t path_in_overlay(const struct mounts *m, int fd, const struct stat *target, char path[PATH_BYTES])
+{
+	char shown[PATH_BYTES];
+	struct statfs s;
+
+	if (fstatfs(fd, &s) != 0 || s.f_type != OVERLAYFS_SUPER_MAGIC || shown_path(fd, shown) == 0)
+		return 0;
+	for (uint32_t i = 0; i < m->count; i++) {
+		const char *at = m->entries[i].at, *inside = strcmp(shown, "/") == 0 ? "" : shown;
+		int len = m->entries[i].overlay ? snprintf(path, PATH_BYTES, "%s%s", strcmp(at, "/") == 0 ? "" : at, inside) : 0;
+
+		if (len > 0 && len < (int)PATH_BYTES && same_file(path, target))
+			return (uint32_t)len;
+	}
+	return 0;
+}
+
 uint32_t mounts_path(struct mounts *m, int fd, struct stat *target, char path[PATH_BYTES])
 {
 	struct statx x;
@@ -186,11 +209,13 @@ uint32_t mounts_path(struct mounts *m, int fd, struct stat *target, char path[PA
 	len = shown_path(fd, path);
 	if (len == 0)
 		path[0] = '\0';
-	if ((x.stx_mask & STATX_MNT_ID) && is_ours(m, (int)x.stx_mnt_id))
+	if ((x.stx_mask & STATX_MNT_ID) && mounts_find(m, (int)x.stx_mnt_id))
 		return len ? without_deleted(target, path, len) : 0;
 	if (len > 0 && same_file(path, target))
 		return len;
 	len = path_by_handle(m, fd, target, path);
+	if (len == 0)
+		len = path_in_overlay(m, fd, target, path);
 	if (len == 0 && shown_path(fd, path) == 0)
 		path[0] = '\0';
 	return len;

@@ -13,12 +13,14 @@ struct mounts {
 	struct mount_entry {
 		int id;
 		dev_t device;
+		bool overlay;
 		char *at;
 	} *entries; /* by id */
 };
 
 bool mounts_open(struct mounts *m);
 void mounts_reload(struct mounts *m);
+const struct mount_entry *mounts_find(const struct mounts *m, int id); /* NULL when it is none of ours */
 
 /* Resolve the file behind fd into path. Returns its length, 0 when it has no name here that can be trusted: path then holds what
  * the kernel shows, if anything. Fills device, inode and owner of target. */

@@ -25,8 +25,8 @@ from garrison.minion.enforcers.fanotify.records import RECORD_MAX_BYTES
 __all__ = ["BINARY", "COUNTERS", "Responder"]
 
 BINARY: Final = Path(__file__).with_name("responder")
-COUNTERS: Final = (  # struct shared in wire.h
-    *("worker_beat", "watcher_beat", "generation", "worker_pid"),
+COUNTERS: Final = (  # the beginning of struct shared in wire.h
+    *("watcher_beat", "generation", "worker_pid"),
     *("opens", "execs", "blocks", "audits", "dropped", "unresolved", "exempted", "restarts", "hung", "foreign", "lapsed"),
 )
 _CONTROL: Final = struct.Struct("<IIiI240s")

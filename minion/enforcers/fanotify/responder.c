@@ -2,8 +2,8 @@
 /* The fanotify responder. This file is the watcher: it starts the worker, passes tables on, and kills a worker that hangs.
  *
  * - Holds no fanotify descriptor and opens no file once the worker runs, so it never waits for the worker (ADR 0007).
- * - A worker that neither answers nor wakes for a second is killed. Its group closes and the kernel lets everything pending go:
- *   fail-open on purpose, told as RECORD_LAPSE. Then a new worker gets the last table that was accepted.
+ * - A worker of which a thread neither answers nor wakes for a second is killed. Its groups close and the kernel lets everything
+ *   pending go: fail-open on purpose, told as RECORD_LAPSE. Then a new worker gets the last table that was accepted.
  * - The second is counted in ticks of our own, so that a machine that was stopped as a whole is not taken for a hang.
  * - The end of the agent's socket ends us and the worker: fail-open, documented.
  *
@@ -45,8 +45,8 @@ struct watcher {
 	int last, pending;	   /* tables: the last that was accepted, one that the agent waits for; or -1 */
 	uint32_t last_generation, pending_generation;
 	bool restarting;
-	uint64_t beat;
-	int silent_ticks, wait_ticks;
+	uint64_t beats[BEATS];
+	int silent[BEATS], silent_ticks, wait_ticks; /* by thread, and of the one that is silent the longest */
 };
 
 void control_fail(struct control *result, int error, const char *doing, const char *on)
@@ -128,6 +128,12 @@ static bool start_worker(struct watcher *w)
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
 		return false;
 	w->setup.control = pair[1];
+	for (int i = 0; i < BEATS; i++) {
+		WRITE(w->setup.shared->beats[i], 0);
+		w->beats[i] = 0;
+		w->silent[i] = 0;
+	}
+	w->silent_ticks = 0;
 	w->worker_pid = fork();
 	if (w->worker_pid == 0) {
 		close(pair[0]);
@@ -145,7 +151,6 @@ static bool start_worker(struct watcher *w)
 	}
 	w->worker = pair[0];
 	w->worker_gone = (int)syscall(SYS_pidfd_open, w->worker_pid, 0);
-	w->silent_ticks = 0;
 	return true;
 }
 
@@ -202,18 +207,32 @@ static void reap(struct watcher *w)
 		worker_ended(w, status);
 }
 
+/* How long the thread of the worker that is silent the longest has been so. Each holds up other opens, so one is enough. */
+static int silence(struct watcher *w)
+{
+	int longest = 0;
+
+	for (int i = 0; i < BEATS; i++) {
+		uint64_t beat = READ(w->setup.shared->beats[i]);
+		bool runs = beat != 0 || i == BEAT_CONTROL; /* readers start when they are needed */
+
+		w->silent[i] = runs && beat == w->beats[i] ? w->silent[i] + 1 : 0;
+		w->beats[i] = beat;
+		if (w->silent[i] > longest)
+			longest = w->silent[i];
+	}
+	return longest;
+}
+
 static void tick(struct watcher *w)
 {
-	uint64_t beat = READ(w->setup.shared->worker_beat);
-
 	COUNT(w->setup.shared->watcher_beat);
 	if (w->worker < 0) {
 		if (w->last >= 0 && w->wait_ticks-- <= 0)
 			restart(w);
 		return;
 	}
-	w->silent_ticks = beat == w->beat ? w->silent_ticks + 1 : 0;
-	w->beat = beat;
+	w->silent_ticks = silence(w);
 	if (w->silent_ticks == HUNG_TICKS) {
 		COUNT(w->setup.shared->hung);
 		tell_lapse(w, LAPSE_HUNG, HUNG_TICKS * TICK_MS);

@@ -161,6 +161,9 @@ struct decision {
 const char *table_open(struct table *t, const void *base, size_t size);
 void table_close(struct table *t);
 
+/* Make another of the same rules, so that two threads can decide at once. Returns NULL, or what is wrong. */
+const char *table_share(struct table *t, const struct table *of);
+
 struct decision table_decide(struct table *t, const struct operation *op);
 
 /* Whether the file is a dynamic loader, opened for execution on behalf of the program that names it. */

@@ -53,12 +53,15 @@ struct record {
 };
 _Static_assert(sizeof(struct record) == 80, "records.py unpacks it");
 
+enum { BEAT_CONTROL, BEAT_READERS, BEATS = BEAT_READERS + 3 };
+
 struct shared {
-	uint64_t worker_beat, watcher_beat; /* rise while they turn */
+	uint64_t watcher_beat; /* rises while it turns */
 	uint64_t generation, worker_pid;
 	uint64_t opens, execs, blocks, audits, dropped, unresolved, exempted, restarts, hung;
 	uint64_t foreign; /* events of processes outside our PID namespace, let pass */
 	uint64_t lapsed;  /* 1 while a worker that held a table is gone */
+	uint64_t beats[BEATS]; /* one for each thread of the worker: rise while they turn, 0 before a thread first does */
 };
 #define SHARED_BYTES 4096u
 

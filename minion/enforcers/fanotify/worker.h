@@ -7,6 +7,8 @@
 
 #include "wire.h"
 
+#define BEAT_EVERY_MS 200 /* a fifth of what the watcher waits for */
+
 struct worker_setup {
 	int control, records; /* ends of the sockets; control leads to the watcher */
 	struct shared *shared;
