@@ -72,6 +72,7 @@ BENCH = replace(
 
 BOOT_TIMEOUT_S = 240.0  # an emulated CPU on a busy machine; a boot takes 8 to 40 s
 ARRIVE_TIMEOUT_S = 60.0
+COME_TIMEOUT_S = 180.0  # of what is waited for in a guest: it fails slowly only where something is wrong
 REBOOT_TIMEOUT_S = 120.0
 # Programs whose pages every clone should find in memory.
 _WARM_UP = ("python3 -c 'import json, ctypes, subprocess, ssl, sqlite3'", "ip link; nft list ruleset; mount; ls /; ps ax", "sync")
@@ -239,7 +240,7 @@ class Vm:
         """Read a file of the guest."""
         return base64.b64decode(self.ask("get", 60, path=path)["data"])
 
-    def until(self, look: Callable[[], _T], what: str, timeout_s: float = 30) -> _T:
+    def until(self, look: Callable[[], _T], what: str, timeout_s: float = COME_TIMEOUT_S) -> _T:
         """Return the first true answer of ``look``, which asks the guest something.
 
         Raises:
