@@ -18,7 +18,6 @@
 #include <linux/bpf.h>
 
 #include "include/cgroup_net.h"
-#include "include/path_hash.h"
 
 #include <bpf/bpf_endian.h>
 
@@ -147,73 +146,6 @@ static __always_inline int decided_by_address(__u32 type, __u32 protocol)
 	return (type == SOCK_STREAM && protocol == IPPROTO_TCP) || (type == SOCK_DGRAM && protocol == IPPROTO_UDP);
 }
 
-static __always_inline struct row *find_row(void *rows, __u64 hash, __u32 kind)
-{
-	struct row_key key = {.hash = hash, .kind = kind};
-
-	return bpf_map_lookup_elem(rows, &key);
-}
-
-/* A second walk up, which looks for the deepest directory that has a row. */
-struct directory_walk {
-	struct walk at;
-	void *rows;
-	__u64 hash; /* of what is left of the path */
-	__u32 kind;
-	__u32 pad;
-	struct row_key found; /* zero, which is ROW_OTHER, as long as there is none */
-};
-
-static long directory_step(__u32 index, void *context)
-{
-	struct directory_walk *walk = context;
-	__u64 component;
-
-	if (!hash_step(&walk->at, &component))
-		return 1;
-	if (!component)
-		return 0;
-	walk->hash = (walk->hash - component) * hash_inverse;
-	if (find_row(walk->rows, walk->hash, walk->kind)) {
-		walk->found.hash = walk->hash;
-		walk->found.kind = walk->kind;
-		return 1;
-	}
-	walk->kind = ROW_BELOW;
-	return 0;
-}
-
-/* The row of the running program: its own, else of its deepest directory, else that of programs which no rule names.
- * User space has worked into each row what the others say. */
-static __always_inline struct row *program_row(void *rows, struct task_struct *task, __u32 flags)
-{
-	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
-	struct directory_walk walk = {.rows = rows, .kind = ROW_DIRECT};
-	struct row *row;
-
-	if (!exe || !hash_path(&exe->f_path, &walk.hash)) {
-		count(COUNT_UNRESOLVED);
-		return find_row(rows, 0, ROW_UNKNOWN);
-	}
-	row = find_row(rows, walk.hash, ROW_PROGRAM);
-	if (row)
-		return row;
-	if (flags & ROW_HAS_DIRECTORIES) {
-		walk_start(&walk.at, &exe->f_path);
-		FORGET(walk.at);
-		FORGET(walk.hash);
-		FORGET(walk.kind);
-		FORGET(walk.found);
-		bpf_loop(WALK_STEPS, directory_step, &walk, 0);
-		/* Something is left over: a directory was renamed between the two walks. */
-		if (!walk.found.kind && (walk.hash || walk.at.state != WALK_ROOT)) {
-			count(COUNT_UNRESOLVED);
-			return find_row(rows, 0, ROW_UNKNOWN);
-		}
-	}
-	return bpf_map_lookup_elem(rows, &walk.found);
-}
-
 static __always_inline void report(struct task_struct *task, const struct agent *self, const struct attempt *attempt,
 				   __u32 number, __u32 cell)
 {
@@ -244,6 +176,7 @@ static __noinline int decide(const struct attempt *attempt)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct row *row, *other;
+	struct program program;
 	__u32 zero = 0, cell, number;
 	__u64 column;
 	struct agent *self = bpf_map_lookup_elem(&agent, &zero);
@@ -251,14 +184,18 @@ static __noinline int decide(const struct attempt *attempt)
 
 	if (!rows || !self || BPF_CORE_READ(task, tgid) == self->tgid)
 		return ALLOW; /* the agent itself must reach its master to get a better policy */
-	other = find_row(rows, 0, ROW_OTHER);
+	other = find_row(rows, 0, ROW_OTHER, 0);
 	if (!other)
 		return ALLOW;
 	row = other;
 	number = other->generation;
 	/* A kernel thread is no program: no source names it. */
-	if ((other->flags & ROW_NEEDS_PATH) && !(BPF_CORE_READ(task, flags) & PF_KTHREAD))
-		row = program_row(rows, task, other->flags);
+	if ((other->flags & ROW_NEEDS_PATH) && !(BPF_CORE_READ(task, flags) & PF_KTHREAD)) {
+		find_program(&program, task);
+		row = program_row(rows, &program, other->flags, 0);
+		if (!program.resolved)
+			count(COUNT_UNRESOLVED);
+	}
 	if (!row)
 		row = other;
 	column = attempt->type * PROTOCOL_GROUPS + group_of(attempt->protocol);

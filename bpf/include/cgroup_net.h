@@ -4,24 +4,9 @@
 #define GARRISON_CGROUP_NET_H
 
 #include "actor.h"
+#include "program_row.h"
 
 #define EXE_BYTES 768 /* of names; a longer path is cut and marked */
-
-/* Kinds of rows. */
-enum row_kind {
-	ROW_OTHER = 0,	 /* programs that no rule names as a source */
-	ROW_UNKNOWN = 1, /* programs whose path cannot be told */
-	ROW_PROGRAM = 2, /* one program */
-	ROW_DIRECT = 3,	 /* programs directly in a directory */
-	ROW_BELOW = 4,	 /* programs further below a directory */
-};
-
-struct row_key {
-	__u64 hash; /* of the program's path or of the directory; 0 for ROW_OTHER and ROW_UNKNOWN */
-	__u32 kind;
-	__u32 pad;
-};
-_Static_assert(sizeof(struct row_key) == 16, "struct row_key");
 
 #define PROTOCOL_GROUPS 8
 #define SOCKET_TYPES 8 /* SOCK_STREAM 1 … SOCK_DCCP 6; a power of two, so that the verifier sees the bound */
@@ -38,9 +23,6 @@ enum protocol_group {
 	GROUP_DCCP = 6,
 	GROUP_UDPLITE = 7,
 };
-
-#define ROW_NEEDS_PATH 1	/* on ROW_OTHER: some rule has a source */
-#define ROW_HAS_DIRECTORIES 2	/* on ROW_OTHER: some source is a directory */
 
 /* A decision: verdict in the upper two bits, index of the rule in the generation's list below. */
 #define CELL_VERDICT(cell) ((cell) >> 30)

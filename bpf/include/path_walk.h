@@ -16,6 +16,7 @@
 #include <bpf/bpf_helpers.h>
 
 #define NAME_MAX_BYTES 256 /* NAME_MAX of linux/limits.h, and the NUL */
+#define STEPS_MAX 4096 /* components and mounts; the longest path that the kernel resolves at once has 2,048 components */
 
 enum walk_state {
 	WALK_GOING,

@@ -21,12 +21,12 @@
 #define GARRISON_RULE_TABLES_H
 
 #include "path_hash.h"
+#include "table_copies.h"
 
 enum entity { ENTITY_PROCESS, ENTITY_FILE, ENTITIES };
 enum space { SPACE_PROCESS, SPACE_FILE, SPACE_SOURCE, SPACES };
 enum verdict { VERDICT_NONE, VERDICT_ALLOW, VERDICT_AUDIT, VERDICT_BLOCK };
 
-#define STEPS_MAX 4096 /* components and mounts; the longest path that the kernel resolves at once has 2,048 components */
 #define NO_SET 0
 #define ANY_CLASS 0
 #define UNKNOWN_CLASS 1
@@ -120,21 +120,6 @@ _Static_assert(sizeof(struct head) == 296, "struct head");
  * All of these are written by user space and only read here. Keys 0 and 1 of the outer maps are the two copies. A full table is
  * an error when it is filled: the generation is then not switched to.
  */
-#define TWO_COPIES(NAME, TYPE, FLAGS, KEY_SIZE, VALUE_SIZE)                                                            \
-	struct NAME##_copy {                                                                                           \
-		__uint(type, TYPE);                                                                                    \
-		__uint(max_entries, 1);                                                                                \
-		__uint(map_flags, FLAGS);                                                                              \
-		__uint(key_size, KEY_SIZE); /* sizes: clang 14 leaves the types of inner maps out of BTF */            \
-		__uint(value_size, VALUE_SIZE);                                                                        \
-	};                                                                                                             \
-	struct {                                                                                                       \
-		__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);                                                              \
-		__uint(max_entries, 2);                                                                                \
-		__type(key, __u32);                                                                                    \
-		__array(values, struct NAME##_copy);                                                                   \
-	} NAME SEC(".maps")
-
 TWO_COPIES(heads, BPF_MAP_TYPE_ARRAY, BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct head));
 TWO_COPIES(nodes, BPF_MAP_TYPE_HASH, 0, sizeof(__u64), sizeof(struct node));
 TWO_COPIES(anchors, BPF_MAP_TYPE_HASH, 0, sizeof(struct inode_key), sizeof(__u64)); /* directory -> hash of its path */

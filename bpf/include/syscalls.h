@@ -4,6 +4,7 @@
 #define GARRISON_SYSCALLS_H
 
 #include "actor.h"
+#include "program_row.h"
 
 #define CALLS 512 /* system call numbers that can be watched, of x86_64 and aarch64 */
 #define BITS (CALLS / 64)
@@ -13,8 +14,9 @@ struct wanted {
 	__u64 enter[BITS];   /* some rule names the call */
 	__u64 leave[BITS];   /* a call that was entered under this or an earlier generation may still return */
 	__u64 sourced[BITS]; /* some rule names the call and a source: the program must be told first */
+	__u64 placed[BITS];  /* some rule for workloads names the call: the workload must be told first */
 };
-_Static_assert(sizeof(struct wanted) == 192, "struct wanted");
+_Static_assert(sizeof(struct wanted) == 256, "struct wanted");
 
 /* Where the paths of a call are among its arguments. */
 #define NONE (-1)	 /* no such argument: fd: the working directory; text: the descriptor itself is the object */
@@ -31,27 +33,11 @@ struct call_shape {
 };
 _Static_assert(sizeof(struct call_shape) == 8, "struct call_shape");
 
-/* Kinds of rows. */
-enum row_kind {
-	ROW_OTHER = 0,	 /* programs that no rule names as a source */
-	ROW_UNKNOWN = 1, /* programs whose path cannot be told */
-	ROW_PROGRAM = 2, /* one program */
-	ROW_DIRECT = 3,	 /* programs directly in a directory */
-	ROW_BELOW = 4,	 /* programs further below a directory */
-};
-
-struct row_key {
-	__u64 hash; /* of the program's path or of the directory; 0 for ROW_OTHER and ROW_UNKNOWN */
-	__u32 kind;
-	__u32 pad;
-};
-_Static_assert(sizeof(struct row_key) == 16, "struct row_key");
-
-/* What is reported of a program. */
+/* What is reported of a program: for the host's profile by rules for all, for another by its rules for workloads alone. */
 struct row {
 	__u32 generation;
-	__u32 index;	   /* in the generation's list of rows */
-	__u32 directories; /* on ROW_OTHER: some source is a directory */
+	__u32 index; /* in the generation's list of rows */
+	__u32 flags;
 	__u32 pad;
 	__u64 calls[BITS]; /* whatever they are given */
 	__u64 paths[BITS]; /* when a path of theirs may be one of ``targets`` */
@@ -76,12 +62,17 @@ struct call_path {
 };
 _Static_assert(sizeof(struct call_path) == 1552, "struct call_path");
 
+#define ROWS 3	       /* the host's, that of the caller's workload, that of a container which it has left */
+#define NO_ROW (~0U) /* it does not speak of the call */
+
 struct call_record {
 	struct actor actor;
 	__s64 result;
 	__u32 generation;
-	__u32 row;
 	__u32 call;
+	__u32 row[ROWS]; /* indices of those that let it through */
+	__u32 profile;	 /* of the caller's workload; 0 where no rule for workloads names the call */
+	__u32 also;	 /* of a container that it has left; 0 for none */
 	__u8 paths;    /* how many of ``path`` there are; the record ends with them */
 	__u8 returned; /* ``result`` is known */
 	__u8 pad[2];
@@ -91,7 +82,7 @@ struct call_record {
 	char exe[NAMES_BYTES + 256];
 	struct call_path path[2];
 };
-_Static_assert(sizeof(struct call_record) == 184 + 768 + 2 * 1552, "struct call_record");
+_Static_assert(sizeof(struct call_record) == 200 + 768 + 2 * 1552, "struct call_record");
 
 struct drop_key {
 	__u32 generation;
@@ -109,54 +100,5 @@ enum counter {
 	COUNT_COMPAT,	  /* 32-bit calls, which are numbered otherwise and not looked at */
 	COUNTERS,
 };
-
-/* ---- Kernel types, beside those of kernel_types.h ------------------------------------------------------------------------ */
-
-#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-
-struct pt_regs___x86 {
-	unsigned long di, si, dx, r10, r8, r9, orig_ax;
-};
-
-struct pt_regs___arm64 {
-	__u64 regs[31];
-	int syscallno;
-};
-
-struct thread_info___x86 {
-	__u32 status;
-};
-
-struct thread_info___arm64 {
-	unsigned long flags;
-};
-
-struct task_struct___x86 {
-	struct thread_info___x86 thread_info;
-};
-
-struct task_struct___arm64 {
-	struct thread_info___arm64 thread_info;
-};
-
-struct fdtable {
-	unsigned int max_fds;
-	struct file **fd;
-};
-
-struct files_struct {
-	struct fdtable *fdt;
-};
-
-struct task_struct___files {
-	struct files_struct *files;
-};
-
-#pragma clang attribute pop
-
-#define TS_COMPAT 0x0002	     /* arch/x86/include/asm/thread_info.h */
-#define TIF_32BIT 22		     /* arch/arm64/include/asm/thread_info.h */
-#define X32_SYSCALL_BIT 0x40000000UL /* arch/x86/include/uapi/asm/unistd.h */
-#define AT_FDCWD (-100)
 
 #endif

@@ -15,7 +15,8 @@
 #ifndef GARRISON_WORKLOADS_H
 #define GARRISON_WORKLOADS_H
 
-#include "rule_tables.h"
+#include "path_hash.h"
+#include "table_copies.h"
 
 #define HOST_PROFILE 0
 #define UNKNOWN_PROFILE 1

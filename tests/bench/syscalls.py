@@ -1,4 +1,4 @@
-"""Cost of system call rules per call: nothing attached, and with 1 and 100 rules of other calls, other programs, other paths."""
+"""Cost of system call rules per call: nothing attached, and with rules of other calls, programs, workloads, paths."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import tempfile
 from pathlib import Path
 
 from garrison.bpf.loader import enabled_stats
-from garrison.common.policy.rules import Entity, Other, Rule, RuleSet, Source, Verdict
+from garrison.common.policy.rules import Entity, HostScope, Other, Rule, RuleSet, Scope, Source, Verdict, WorkloadScope
 from garrison.minion.enforcers.syscalls import SyscallsEnforcer
 from garrison.minion.enforcers.syscalls.numbers import NUMBERS
 
+HOST = HostScope()
 TIMES = 2_000_000
 ROUNDS = 7
 PROBE = r"""
@@ -53,6 +54,7 @@ def _figures(enforcer: SyscallsEnforcer, probe: Path) -> dict[str, float | int |
         "getppid_100_of_other_calls": ("getppid", [_rule(name) for name in others]),
         "getppid_1_of_another_program": ("getppid", [_rule("getppid", "/opt/p")]),
         "getppid_100_of_other_directories": ("getppid", [_rule("getppid", f"/opt/d{i}/") for i in range(100)]),
+        "getppid_1_of_another_workload": ("getppid", [_rule("getppid", scope=WorkloadScope(labels=("app=web",)))]),
         "access_none": ("access", []),
         "access_1_of_another_path": ("access", [_rule("access", path="/etc/passwd")]),
         "access_100_of_other_paths": ("access", [_rule("access", path=f"/etc/{i}") for i in range(100)]),
@@ -70,11 +72,12 @@ def _figures(enforcer: SyscallsEnforcer, probe: Path) -> dict[str, float | int |
     return figures
 
 
-def _rule(call: str, *sources: str, path: str = "") -> Rule:
+def _rule(call: str, *sources: str, path: str = "", scope: Scope = HOST) -> Rule:
     spec = f'{{"path":"{path}"}}' if path else ""
     held = tuple(Source(s, recursive=s.endswith("/")) for s in sources)
     name = f"p/{call}{''.join(sources)}{path}"
-    return Rule(id=name, policy="p", entity=Entity.SYSCALL, verdict=Verdict.AUDIT, target=Other(call, spec), sources=held)
+    target = Other(call, spec)
+    return Rule(id=name, policy="p", entity=Entity.SYSCALL, verdict=Verdict.AUDIT, target=target, sources=held, scope=scope)
 
 
 def _call_ns(probe: Path, call: str) -> float:

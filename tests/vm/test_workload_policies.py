@@ -16,7 +16,7 @@ KERNELS = [pytest.param(Machine(kernel, memory_mib=1024), id=kernel) for kernel 
 IMAGE = """
 set -e
 mkdir -p /opt/image/bin && cd /opt/image && cp /bin/busybox bin/
-for name in sh cat sleep; do ln -sf busybox bin/$name; done
+for name in sh cat rmdir sleep; do ln -sf busybox bin/$name; done
 echo hello > secret
 tar -c . > /opt/image.tar && podman import -q /opt/image.tar lab:1
 echo hello > /secret
@@ -28,6 +28,7 @@ metadata: {name: %s, namespace: default}
 spec:
   selector: {matchLabels: {%s}}
   file: {matchPaths: [{path: /secret}]}
+  syscalls: {matchSyscalls: [{syscall: [rmdir]}]}
   action: Block
 """
 POLICIES = {"web": "app: web", "one-unit": "garrison/unit: named.service", "bob": "garrison/user: bob"}
@@ -61,9 +62,9 @@ class Site:
         until(lambda: f'"{name}"' in self.vm.check(*shown), f"{name} is known")
         return self.vm.run("systemctl", "start", name)
 
-    def login(self, user: str) -> subprocess.CompletedProcess[str]:
-        """Have a user log in and read the secret."""
-        argv = self.vm.ssh_argv("cat", "/secret", user=user)
+    def login(self, user: str, *argv: str) -> subprocess.CompletedProcess[str]:
+        """Have a user log in and read the secret, or do something else."""
+        argv = self.vm.ssh_argv(*(argv or ("cat", "/secret")), user=user)
         return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=120)
 
 
@@ -130,3 +131,21 @@ def test_policy_holds_in_a_users_login_and_in_nobody_elses(site: Site) -> None:
     assert bob.returncode != 0
     assert "Operation not permitted" in bob.stderr
     assert (alice.returncode, alice.stdout) == (0, "hello\n")
+
+
+def test_calls_are_told_of_what_the_policies_select_and_of_nothing_else(site: Site) -> None:
+    site.vm.run("rmdir", "/no/host")
+    site.login("alice", "rmdir", "/no/alice")
+    for label in ("db", "web"):  # what is not selected first: what is told of it would be told before
+        argv = ("podman", "run", "--rm", "--network=none", "--label", f"app={label}", "lab:1", "rmdir", f"/no/{label}")
+        site.vm.run(*argv, timeout_s=120)
+    site.unit("other.service", "ExecStartPre=-/bin/rmdir /no/other\n")
+    site.unit("named.service", "ExecStartPre=-/bin/rmdir /no/named\n")
+    site.login("bob", "rmdir", "/no/bob")
+
+    def told() -> dict[str, str]:
+        found = site.master.events("--kind", "alert")
+        return {e["object"]: e["policy"] for e in found if e["operation"] == "syscall" and e["object"].startswith("rmdir /no/")}
+
+    until(lambda: "rmdir /no/bob" in told(), "the last is told")
+    assert told() == {"rmdir /no/web": "web", "rmdir /no/named": "one-unit", "rmdir /no/bob": "bob"}

@@ -34,8 +34,9 @@ from garrison.common.events import Actor, Event, Kind, Lane, Scalar
 from garrison.common.frames import RuleReport
 from garrison.common.policy.rules import Rule, RuleSet, Verdict
 from garrison.minion.enforcers.base import Emit, Enforcer, EnforcerStatus, Probe
-from garrison.minion.enforcers.cgroup_net.layout import COUNTERS, KEY_BYTES, ROW_BYTES, NetRecord, decode_event, rule_of
+from garrison.minion.enforcers.cgroup_net.layout import COUNTERS, ROW_BYTES, NetRecord, decode_event, rule_of
 from garrison.minion.enforcers.cgroup_net.plan import BACKEND, Plan, make_plan, report_rules
+from garrison.minion.enforcers.program_row import KEY_BYTES
 
 __all__ = ["HOOKS", "CgroupNetEnforcer"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
-from enum import IntEnum
 from typing import Final, NamedTuple
 
 from garrison.bpf.records import ACTOR_BYTES, ActorRecord, decode_actor, decode_names
@@ -16,18 +15,13 @@ __all__ = [
     "CELLS",
     "COUNTERS",
     "GROUPS",
-    "HAS_DIRECTORIES",
-    "KEY_BYTES",
-    "NEEDS_PATH",
     "OPERATIONS",
     "ROW_BYTES",
     "SOCKET_TYPES",
     "NetRecord",
-    "RowKind",
     "cell_index",
     "decode_event",
     "encode_cell",
-    "encode_key",
     "encode_row",
 ]
 
@@ -38,18 +32,14 @@ _OP_SOCKET: Final = 4
 GROUPS: Final = ((255, socket.AF_INET), (6, socket.AF_INET), (17, socket.AF_INET), (1, socket.AF_INET), (58, socket.AF_INET6),
                  (132, socket.AF_INET), (33, socket.AF_INET), (136, socket.AF_INET))  # fmt: skip
 CELLS: Final = 64
-NEEDS_PATH: Final = 1
-HAS_DIRECTORIES: Final = 2
 OPERATIONS: Final = {1: "connect", 2: "sendmsg", 3: "bind", 4: "socket"}
 COUNTERS: Final = ("blocked", "audited", "unresolved", "dropped", "dropped_unnamed")
 
 _VERDICTS: Final = (Verdict.ALLOW, Verdict.AUDIT, Verdict.BLOCK)
 _BY_POSTURE: Final = 1 << 29
 _RULE: Final = _BY_POSTURE - 1
-_KEY: Final = struct.Struct("=QII")
 _ROW: Final = struct.Struct(f"=II{CELLS}I")
 _EVENT: Final = struct.Struct("=IIBBBBHH16si4x")
-KEY_BYTES: Final = _KEY.size
 ROW_BYTES: Final = _ROW.size
 _PROTOCOL_NAMES: Final = {
     1: "icmp",
@@ -62,16 +52,6 @@ _PROTOCOL_NAMES: Final = {
     256: "smc",
     262: "mptcp",
 }
-
-
-class RowKind(IntEnum):
-    """Whom a row speaks for."""
-
-    OTHER = 0
-    UNKNOWN = 1
-    PROGRAM = 2
-    DIRECT = 3
-    BELOW = 4
 
 
 class NetRecord(NamedTuple):
@@ -100,11 +80,6 @@ def encode_cell(verdict: Verdict, rule: int, *, by_posture: bool) -> int:
 def rule_of(number: int) -> tuple[int, bool]:
     """Return (index of the rule, whether its posture decided) of what the program calls the rule."""
     return number & _RULE, bool(number & _BY_POSTURE)
-
-
-def encode_key(kind: RowKind, path_hash: int = 0) -> bytes:
-    """Return a row's key."""
-    return _KEY.pack(path_hash, kind, 0)
 
 
 def encode_row(generation: int, flags: int, cells: list[int]) -> bytes:

@@ -2,16 +2,12 @@
 
 Rules of this file:
 - Nothing here decides: each cell of each row is what ``match.decide`` says for that program and that kind of socket.
-- There is one row for programs that no rule names, one for programs whose path cannot be told, one for each program and two for
-  each directory that rules name as a source: for programs directly in it and for those further below.
-- The kernel takes the row of the program, else of its deepest directory, else the first. So each row also holds what rules on
-  directories above say.
+- Which rows there are, and for whom, says ``program_row``.
 - Cost in the kernel: one hash of the path and one lookup a component, however many rules there are.
 """
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -24,21 +20,16 @@ from garrison.common.policy.rules import Entity, HostScope, Mode, Posture, Postu
 from garrison.minion.enforcers.cgroup_net.layout import (
     CELLS,
     GROUPS,
-    HAS_DIRECTORIES,
-    NEEDS_PATH,
     SOCKET_TYPES,
-    RowKind,
     cell_index,
     encode_cell,
-    encode_key,
     encode_row,
 )
+from garrison.minion.enforcers.program_row import SOURCE_DEPTH_MAX, directories_above, encode_key, flags_of, samples_of
 
-__all__ = ["BACKEND", "SOURCE_DEPTH_MAX", "Plan", "make_plan", "report_rules"]
+__all__ = ["BACKEND", "Plan", "make_plan", "report_rules"]
 
 BACKEND: Final = "cgroup_net"
-SOURCE_DEPTH_MAX: Final = 480  # WALK_STEPS of path_hash.h, less mounts on the way
-_NOBODY: Final = "\0"  # a file name that no file can have: stands for "some other program"
 
 _ONLY_IP: Final = "IPv4 and IPv6 sockets only; packet and other families are not seen"
 _LIMITS: Final = {
@@ -83,19 +74,11 @@ def make_plan(rules: RuleSet, generation: int, hasher: PathHasher) -> Plan:
         if not isinstance(rule.target, Protocol):
             raise CompileError(f"rule {rule.id}: a network rule must name a protocol, not {rule.target!r}")
     table = _Table(RuleSet(rules=held, postures=rules.postures))
-    programs, directories = table.programs, table.directories
-    flags = (NEEDS_PATH if programs or directories else 0) | (HAS_DIRECTORIES if directories else 0)
-
-    def row(source: str) -> bytes:
-        return encode_row(generation, flags, table.cells(source))
-
-    rows = {encode_key(RowKind.OTHER): row(_NOBODY), encode_key(RowKind.UNKNOWN): row("")}
-    for path in programs:
-        rows[encode_key(RowKind.PROGRAM, hasher.path(path))] = row(path)
-    for directory in directories:
-        number = hasher.path(directory)
-        rows[encode_key(RowKind.DIRECT, number)] = row(directory + _NOBODY)
-        rows[encode_key(RowKind.BELOW, number)] = row(f"{directory}{_NOBODY}/{_NOBODY}")
+    flags = flags_of(table.sources)
+    rows = {
+        encode_key(kind, hasher.path(source) if source else 0): encode_row(generation, flags, table.cells(sample))
+        for kind, source, sample in samples_of(table.sources)
+    }
     return Plan(rules=held, rows=rows)
 
 
@@ -110,8 +93,7 @@ class _Table:
         for rule in rules.rules:
             for source in rule.sources:
                 self._by_source.setdefault(source.value, {})[rule.id] = rule
-        self.programs = sorted(value for value in self._by_source if not value.endswith("/"))
-        self.directories = sorted(value for value in self._by_source if value.endswith("/"))
+        self.sources = frozenset(self._by_source)
 
     def cells(self, source: str) -> list[int]:
         rules = RuleSet(rules=tuple(self._concerned(source)), postures=self._rules.postures)
@@ -128,7 +110,7 @@ class _Table:
             yield from self._rules.rules
             return
         found = {rule.id: rule for rule in self._free}
-        for value in (source, *_directories_above(source)):
+        for value in (source, *directories_above(source)):
             found |= self._by_source.get(value, {})
         yield from sorted(found.values(), key=lambda rule: rule.id)
 
@@ -137,15 +119,6 @@ class _Table:
         if decision.rule is None:
             return encode_cell(Verdict.ALLOW, 0, by_posture=False)
         return encode_cell(decision.verdict, self._number[decision.rule.id], by_posture=decision.by_posture)
-
-
-def _directories_above(path: str) -> Iterator[str]:
-    directory = posixpath.dirname(path)
-    while True:
-        yield directory if directory.endswith("/") else directory + "/"
-        if directory in {"/", ""}:
-            return
-        directory = posixpath.dirname(directory)
 
 
 def _sockets() -> Iterator[tuple[int, frozenset[str]]]:

@@ -4,6 +4,7 @@ Rules of this file:
 - Programs are attached only while such rules are held: attaching slows every system call of the machine.
 - What a rule means is ``match.decide``, asked here for each call that the kernel's filter lets through.
 - Between two generations a call is filtered by either, and judged by the one that filtered it.
+- Workloads come and go without a new generation, unless they are selected in a way that the present one does not know.
 - A full ring loses records, never calls; what is lost is counted by the rules that may have spoken of it.
 Owns: the programs' life, generations, alerts. Does not own: filters and reports (``plan``), names of paths (``paths``), bytes.
 """
@@ -18,7 +19,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from garrison.bpf.cgroups import CgroupNames, cgroup2_root, container_of, unit_of
@@ -32,10 +33,11 @@ from garrison.common.events import Actor, Event, Kind, Lane, Scalar
 from garrison.common.frames import RuleReport
 from garrison.common.policy.rules import Rule, RuleSet, Verdict
 from garrison.minion.enforcers.base import Emit, Enforcer, EnforcerStatus, Probe
+from garrison.minion.enforcers.program_row import KEY_BYTES
+from garrison.minion.enforcers.syscalls.callers import Callers
 from garrison.minion.enforcers.syscalls.layout import (
     COUNTERS,
     DROP_KEY,
-    KEY_BYTES,
     ROW_BYTES,
     CallRecord,
     decode_call,
@@ -43,12 +45,18 @@ from garrison.minion.enforcers.syscalls.layout import (
 )
 from garrison.minion.enforcers.syscalls.numbers import NUMBERS
 from garrison.minion.enforcers.syscalls.paths import names_of
-from garrison.minion.enforcers.syscalls.plan import BACKEND, Plan, make_plan, report_rules
+from garrison.minion.enforcers.syscalls.plan import Plan, make_plan
+from garrison.minion.enforcers.syscalls.report import BACKEND, report_rules
 from garrison.minion.enforcers.syscalls.shapes import KEEPS_LINK, encode_shape
+from garrison.minion.workloads.model import Workload
 
 __all__ = ["SyscallsEnforcer"]
 
-HOOKS: Final = ("call_leave", "call_enter")  # the way out first, so that no call is begun and never ended
+HOOKS: Final = (
+    "call_fork",
+    "call_leave",
+    "call_enter",
+)  # the way out before the way in, so that no call is begun and never ended
 _EXECS: Final = ("execve", "execveat")  # either returns as the former
 _KEPT_GENERATIONS: Final = 8  # whose records may still be in the ring, and calls that have not returned yet
 _ZERO: Final = bytes(4)
@@ -75,12 +83,14 @@ class SyscallsEnforcer(Enforcer):
         self._numbers: Mapping[str, int] = NUMBERS.get(self._machine, {})
         self._call_names = {number: name for name, number in self._numbers.items()}
         self._hasher = PathHasher(secrets.token_bytes(HASH_KEY_BYTES))
-        self._lock = threading.Lock()  # apply and close against status
+        self._callers = Callers(self._hasher)
+        self._lock = threading.Lock()  # apply, workloads and close against status
         self._probe: Probe | None = None
         self._object: Object | None = None
         self._reader: RingReader | None = None
         self._names: CgroupNames | None = None
         self._generation = 0
+        self._rules = RuleSet()
         self._plans: dict[int, Plan] = {}
         self._leaving: set[int] = set()
         self._lost: Counter[str] = Counter()
@@ -88,7 +98,7 @@ class SyscallsEnforcer(Enforcer):
 
     # ---- Enforcer ------------------------------------------------------------------------------------------------------
     def probe(self) -> Probe:
-        """Load both programs and attach them, without rules, once."""
+        """Load all programs and attach them, without rules, once."""
         if self._probe is None:
             try:
                 if not self._numbers:
@@ -105,19 +115,37 @@ class SyscallsEnforcer(Enforcer):
 
     def compile(self, rules: RuleSet) -> tuple[RuleReport, ...]:
         """Return what becomes of each system call rule."""
-        return report_rules(rules, self._numbers, self._machine)
+        return report_rules(rules, self._numbers, self._machine, self._callers.matched(rules), self._callers.shortage)
 
     def apply(self, rules: RuleSet) -> tuple[RuleReport, ...]:
         """Watch for the system call rules of ``rules`` from the next call on."""
         if not (probe := self.probe()).ok:
             raise BackendUnsupportedError(f"{BACKEND} cannot be used: {probe.reason}")
         with self._lock:
-            plan = make_plan(rules, self._generation + 1, self._hasher, self._numbers)
-            if plan.rules:
-                self._put(plan)
-            else:
-                self._detach()
+            self._switch(rules)
         return self.compile(rules)
+
+    def set_workloads(self, workloads: Sequence[Workload]) -> None:
+        """Take these for all workloads of the node, from the next call on.
+
+        Raises:
+            KernelError: The kernel refused; the previous ones still hold.
+        """
+        with self._lock, self._callers.told(workloads) as news:
+            if not news or self._object is None:  # else the next rules bring them
+                return
+            if self._callers.are_new(self._rules):
+                self._switch(self._rules)
+            else:
+                self._callers.settle(self._object, self._rules)
+
+    def _switch(self, rules: RuleSet) -> None:
+        plan = make_plan(rules, self._generation + 1, self._hasher, self._numbers, self._callers.placed(rules))
+        if plan.rules:
+            self._put(plan)
+        else:
+            self._detach()
+        self._rules = rules
 
     def status(self) -> EnforcerStatus:
         """Return figures since the agent started, lost records by rule among them."""
@@ -127,7 +155,8 @@ class SyscallsEnforcer(Enforcer):
         failed = self._unhandled + (reader.failed if reader else 0)
         counters |= {"audited": self._audited, "passed": self._passed, "unhandled": failed}
         healthy = reader is None or reader.alive
-        detail = "" if healthy else "records are no longer read"
+        detail = self._callers.shortage if healthy else "records are no longer read"
+        healthy = not detail
         if healthy and counters.get("calls_32bit"):
             detail = f"{counters['calls_32bit']} 32-bit system calls were made, which rules do not cover"
         return EnforcerStatus(backend=BACKEND, healthy=healthy, detail=detail, counters=counters)
@@ -163,7 +192,7 @@ class SyscallsEnforcer(Enforcer):
 
     def _put(self, plan: Plan) -> None:
         made = self._object or self._load()
-        number = self._generation + 1
+        number = plan.generation
         self._plans[number] = plan
         try:
             self._swap(made, plan, self._plans.get(self._generation) if self._object is not None else None)
@@ -176,6 +205,7 @@ class SyscallsEnforcer(Enforcer):
             if self._object is None:
                 self._end(made)
             raise
+        self._callers.hold(plan)
         self._object, self._generation = made, number
         self._plans.pop(number - _KEPT_GENERATIONS, None)
 
@@ -185,22 +215,23 @@ class SyscallsEnforcer(Enforcer):
         for key in plan.targets - before:
             made.maps["targets"].update(key, b"\1")
         if old:
-            self._want(made, {*plan.rules, *old.rules}, plan.sourced | old.sourced)
+            self._want(made, {*plan.rules, *old.rules}, plan.sourced | old.sourced, plan.placed | old.placed)
+        self._callers.fill(made, plan)
         rows = BpfMap.create(MapType.HASH, KEY_BYTES, ROW_BYTES, len(plan.rows), name="rows", flags=NO_PREALLOC)
         try:
             rows.update_batch(plan.rows)
             made.maps["generation"].update(_ZERO, struct.pack("=I", rows.fd))
         finally:
             rows.close()  # the outer map holds it
-        self._want(made, set(plan.rules), plan.sourced)
+        self._want(made, set(plan.rules), plan.sourced, plan.placed)
         for key in before - plan.targets:
             made.maps["targets"].delete(key)
 
-    def _want(self, made: Object, calls: set[int], sourced: frozenset[int]) -> None:
+    def _want(self, made: Object, calls: set[int], sourced: frozenset[int], placed: frozenset[int]) -> None:
         self._leaving |= calls
         execs = {self._numbers[name] for name in _EXECS}
         leaving = self._leaving | (execs if execs & self._leaving else set())
-        made.maps["wanted"].update(_ZERO, encode_bits(calls) + encode_bits(leaving) + encode_bits(sourced))
+        made.maps["wanted"].update(_ZERO, b"".join(map(encode_bits, (calls, leaving, sourced, placed))))
 
     def _detach(self) -> None:
         if self._object is not None:
@@ -208,6 +239,7 @@ class SyscallsEnforcer(Enforcer):
             self._lost.update(self._counters(fresh=True))
             self._end(self._object)
             self._object = None
+            self._callers.hold(None)
 
     def _end(self, made: Object) -> None:
         # Programs first: nothing more is written, and what was written is still read.
@@ -251,7 +283,8 @@ class SyscallsEnforcer(Enforcer):
         source = exe if record.exe or not exe.endswith(_NOWHERE) else ""
         root = proc_link(who.pid, "root") if record.paths and who.pid else ""
         named = [names_of(path, pid=who.pid, root=root, keeps_link=name in KEEPS_LINK) for path in record.paths]
-        found = plan.decide(record.call, name, source, [path for names in named for path in names])
+        paths = [path for names in named for path in names]
+        found = plan.decide(record.call, name, source, paths, profile=record.profile, also=record.also)
         if found is None or found[0].rule is None:
             self._passed += 1
             return

@@ -25,8 +25,9 @@ from garrison.common.policy.rules import (
     Verdict,
     WorkloadScope,
 )
-from garrison.minion.enforcers.cgroup_net.layout import GROUPS, SOCKET_TYPES, RowKind, cell_index, encode_key
+from garrison.minion.enforcers.cgroup_net.layout import GROUPS, SOCKET_TYPES, cell_index
 from garrison.minion.enforcers.cgroup_net.plan import Plan, make_plan, report_rules
+from garrison.minion.enforcers.program_row import RowKind, encode_key
 
 HASHER = PathHasher(bytes(range(24)))
 PROGRAMS = ("/usr/bin/a", "/usr/bin/b", "/usr/bin/x/a", "/usr/a", "/opt/b", "/a", "")

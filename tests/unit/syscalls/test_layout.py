@@ -13,8 +13,11 @@ from garrison.minion.enforcers.syscalls.layout import CallPath, decode_call, enc
 NAMES, TEXT = 768, 768
 
 
+NO_ROW = 0xFFFF_FFFF
+
+
 def record(*paths: bytes, returned: int = 1, exe: bytes = b"rm\0bin\0", exe_used: int = 7) -> bytes:
-    head = struct.pack("=qIIIBBxxi4x", -2, 3, 4, 263, len(paths), returned, exe_used)
+    head = struct.pack("=qII3IIIBBxxi4x", -2, 3, 263, NO_ROW, 4, 5, 6, 7, len(paths), returned, exe_used)
     return bytes(ACTOR_BYTES) + head + bytes(64) + exe.ljust(NAMES, b"\0") + b"".join(paths)
 
 
@@ -25,7 +28,8 @@ def path(base: bytes, base_used: int, text: bytes, text_used: int) -> bytes:
 def test_call_is_read_with_its_paths():
     got = decode_call(record(path(b"a\0home\0", 7, b"x", 2), path(b"", -1, b"/etc/passwd", 12)))
 
-    assert (got.generation, got.row, got.call, got.result, got.exe) == (3, 4, 263, -2, "/bin/rm")
+    assert (got.generation, got.call, got.result, got.exe) == (3, 263, -2, "/bin/rm")
+    assert (got.rows, got.profile, got.also) == ((4, 5), 6, 7)
     assert got.paths == (CallPath("/home/a", "x", text_known=True), CallPath("", "/etc/passwd", text_known=True))
 
 

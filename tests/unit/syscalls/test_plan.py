@@ -22,14 +22,19 @@ from garrison.common.policy.rules import (
     Verdict,
     WorkloadScope,
 )
-from garrison.minion.enforcers.syscalls.layout import ROW_BYTES, RowKind, encode_key, encode_target
+from garrison.minion.enforcers.bpf_lsm.profiles import HOST_PROFILE, UNKNOWN_PROFILE, Placement, Profile
+from garrison.minion.enforcers.bpf_lsm.report import NO_WORKLOAD
+from garrison.minion.enforcers.program_row import RowKind, encode_key
+from garrison.minion.enforcers.syscalls.layout import ROW_BYTES, encode_target
 from garrison.minion.enforcers.syscalls.numbers import NUMBERS
-from garrison.minion.enforcers.syscalls.plan import Plan, make_plan, report_rules
+from garrison.minion.enforcers.syscalls.plan import Plan, make_plan
+from garrison.minion.enforcers.syscalls.report import report_rules
 
 X86 = NUMBERS["x86_64"]
 HASHER = PathHasher(bytes(range(24)))
 UNLINK, OPENAT, GETPID = X86["unlink"], X86["openat"], X86["getpid"]
 HOME = '{"path":"/home/","recursive":true}'
+WEB, DB = WorkloadScope(labels=("app=web",)), WorkloadScope(labels=("app=db",))
 
 
 def rule(name: str, calls: str, spec: str = "", *sources: str, **options) -> Rule:
@@ -40,20 +45,23 @@ def rule(name: str, calls: str, spec: str = "", *sources: str, **options) -> Rul
     return Rule(id=f"p/{name}", entity=Entity.SYSCALL, target=Other(calls, spec), sources=held, **options)
 
 
-def plan_of(*rules: Rule, realpath=lambda path: path) -> Plan:
-    return make_plan(RuleSet(rules=rules), 1, HASHER, X86, realpath)
+def plan_of(*rules: Rule, profiles: tuple[Profile, ...] = (), realpath=lambda path: path) -> Plan:
+    """A plan for a node with a workload for each profile."""
+    placements = {f"/{index}": Placement(profile) for index, profile in enumerate(profiles)}
+    return make_plan(RuleSet(rules=rules), 1, HASHER, X86, placements, realpath=realpath)
 
 
-def bits(plan: Plan, program: str) -> tuple[set[int], set[int]]:
-    """The lookup of ``syscalls.bpf.c``, in Python: (passed on, compared first)."""
-    raw = plan.rows.get(encode_key(RowKind.PROGRAM, HASHER.path(program)))
+def bits(plan: Plan, program: str, profile: int = HOST_PROFILE) -> tuple[set[int], set[int]]:
+    """The lookup of ``syscalls.bpf.c`` in the rows of one profile, in Python: (passed on, compared first)."""
+    raw = plan.rows.get(encode_key(RowKind.PROGRAM, HASHER.path(program), profile))
     directory, kind = program.rpartition("/")[0], RowKind.DIRECT
     while raw is None:
-        raw = plan.rows.get(encode_key(kind, HASHER.path(directory or "/")))
+        raw = plan.rows.get(encode_key(kind, HASHER.path(directory or "/"), profile))
         if not directory:
             break
         directory, kind = directory.rpartition("/")[0], RowKind.BELOW
-    return decoded(raw or plan.rows[encode_key(RowKind.OTHER)])
+    raw = raw or plan.rows.get(encode_key(RowKind.OTHER, 0, profile))
+    return decoded(raw) if raw else (set(), set())
 
 
 def decoded(raw: bytes) -> tuple[set[int], set[int]]:
@@ -76,19 +84,30 @@ def decoded(raw: bytes) -> tuple[set[int], set[int]]:
         (rule("a", "getpid", HOME), "impossible", "no path is given to getpid"),
         (rule("a", "getpid,unlink", HOME), "degraded", "no path is given to getpid"),
         (rule("a", "getpid,unlnk", HOME), "impossible", "x86_64 has no system call unlnk; no path is given to getpid"),
-        (
-            rule("a", "unlink", scope=WorkloadScope(labels=("a=b",))),
-            "impossible",
-            "selects workloads by label; system calls are not told apart by workload",
-        ),
+        (rule("a", "unlink", scope=WEB), "audited", ""),
+        (rule("a", "unlink", scope=DB), "audited", NO_WORKLOAD),
+        (rule("a", "unlink,unlnk", scope=DB), "degraded", f"x86_64 has no system call unlnk; {NO_WORKLOAD}"),
+        (rule("a", "unlnk", scope=DB), "impossible", "x86_64 has no system call unlnk"),
         (rule("a", "unlink", verdict=Verdict.ALLOW), "inert", "an allow of system calls makes no list, and exempts nobody here"),
         (rule("a", "unlink", "", "/usr/bin/rm", verdict=Verdict.ALLOW, exempts=True), "audited", ""),
     ],
 )
 def test_report_says_what_becomes_of_a_rule_and_why(made, status, reason):
-    (line,) = report_rules(RuleSet(rules=(made,)), X86, "x86_64")
+    (line,) = report_rules(RuleSet(rules=(made,)), X86, "x86_64", matched={WEB})
 
     assert (line.rule, line.status, line.reason, line.backend) == ("p/a", status, reason, "syscalls")
+
+
+def test_report_says_that_workloads_are_not_told_apart_of_rules_for_workloads_alone():
+    rules = RuleSet(rules=(rule("a", "unlink"), rule("b", "unlink", scope=WEB), rule("c", "unlnk", scope=WEB)))
+
+    lines = report_rules(rules, X86, "x86_64", matched={WEB}, shortage="too many")
+
+    assert [(line.status, line.reason) for line in lines] == [
+        ("audited", ""),
+        ("degraded", "too many"),
+        ("impossible", "x86_64 has no system call unlnk"),
+    ]
 
 
 def test_calls_of_another_machine_are_not_taken_for_this_ones():
@@ -209,8 +228,91 @@ def test_exempt_program_is_past_the_rules_of_its_policy():
 
 def test_lost_record_is_counted_against_the_rules_that_may_have_spoken_of_it():
     plan = plan_of(rule("a", "unlink", "", "/usr/bin/rm"), rule("b", "unlink", HOME), rule("c", "getpid"))
-    row = plan.samples.index("/usr/bin/rm")
+    row = plan.samples.index((HOST_PROFILE, "/usr/bin/rm"))
 
     assert list(plan.suspects(row, UNLINK)) == ["p/a", "p/b"]
     assert list(plan.suspects(0, UNLINK)) == ["p/b"]
     assert list(plan.suspects(0, GETPID)) == ["p/c"]
+
+
+# ---- for workloads -----------------------------------------------------------------------------------------------------
+PROFILES = (frozenset({WEB}), frozenset({DB}), frozenset({WEB, DB}))
+NUMBER = {profile: number for number, profile in enumerate(PROFILES, 2)}
+
+
+def told(plan: Plan, call: int, name: str, source: str = "/usr/bin/rm", **inside: int) -> str:
+    found = plan.decide(call, name, source, ["/x"], **inside)
+    return found[0].rule.id if found and found[0].rule else ""
+
+
+def test_rule_for_workloads_lets_calls_through_in_the_rows_of_those_alone():
+    plan = plan_of(rule("a", "unlink", scope=WEB), rule("b", "getpid"), profiles=PROFILES)
+
+    assert bits(plan, "/any") == ({GETPID}, set())
+    assert {number: bits(plan, "/any", number)[0] for number in (UNKNOWN_PROFILE, *NUMBER.values())} == {
+        UNKNOWN_PROFILE: {UNLINK},
+        NUMBER[frozenset({WEB})]: {UNLINK},
+        NUMBER[frozenset({DB})]: set(),
+        NUMBER[frozenset({WEB, DB})]: {UNLINK},
+    }
+    assert plan.placed == {UNLINK}
+
+
+def test_sources_of_a_rule_for_workloads_make_no_row_for_the_host():
+    plan = plan_of(rule("a", "unlink", "", "/usr/bin/rm", scope=WEB), rule("b", "unlink", "", "/opt/"), profiles=PROFILES)
+    web = NUMBER[frozenset({WEB})]
+
+    assert (bits(plan, "/usr/bin/rm"), bits(plan, "/opt/x")) == ((set(), set()), ({UNLINK}, set()))
+    assert (bits(plan, "/usr/bin/rm", web), bits(plan, "/opt/x", web)) == (({UNLINK}, set()), (set(), set()))
+
+
+def test_rule_for_workloads_speaks_in_them_and_nowhere_else():
+    plan = plan_of(rule("a", "unlink", scope=WEB), rule("b", "getpid"), profiles=PROFILES)
+    web, db = NUMBER[frozenset({WEB})], NUMBER[frozenset({DB})]
+
+    assert told(plan, UNLINK, "unlink") == ""
+    assert told(plan, UNLINK, "unlink", profile=web) == "p/a"
+    assert told(plan, UNLINK, "unlink", profile=db) == ""
+    assert told(plan, UNLINK, "unlink", profile=UNKNOWN_PROFILE) == "p/a"
+    assert told(plan, UNLINK, "unlink", profile=db, also=web) == "p/a"
+    assert told(plan, UNLINK, "unlink", also=web) == "p/a"
+    assert told(plan, GETPID, "getpid", profile=db) == "p/b"
+
+
+def test_exemption_for_workloads_holds_in_them_and_not_in_unknown_ones():
+    exempt = rule("b", "unlink", "", "/usr/bin/rm", verdict=Verdict.ALLOW, exempts=True, scope=WEB)
+    plan = plan_of(rule("a", "unlink"), exempt, profiles=PROFILES)
+    web, db = NUMBER[frozenset({WEB})], NUMBER[frozenset({DB})]
+
+    assert [told(plan, UNLINK, "unlink", profile=profile) for profile in (HOST_PROFILE, web, db, UNKNOWN_PROFILE)] == [
+        "p/a", "", "p/a", "p/a"
+    ]  # fmt: skip
+    assert told(plan, UNLINK, "unlink", profile=web, also=db) == "p/a", "what holds where it came from counts as well"
+
+
+def test_lost_record_is_counted_against_the_rules_of_the_rows_that_let_it_through():
+    plan = plan_of(rule("a", "unlink", scope=WEB), rule("b", "unlink"), rule("c", "unlink", scope=DB), profiles=PROFILES)
+    rows = {profile: index for index, (profile, sample) in enumerate(plan.samples) if sample == "\0"}
+
+    assert list(plan.suspects(rows[HOST_PROFILE], UNLINK)) == ["p/b"]
+    assert list(plan.suspects(rows[NUMBER[frozenset({WEB})]], UNLINK)) == ["p/a"]
+    assert list(plan.suspects(rows[UNKNOWN_PROFILE], UNLINK)) == ["p/a", "p/c"]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([None, WEB, DB]), st.sampled_from(["unlink", "getpid"]), SOURCES), max_size=6),
+    st.sampled_from([HOST_PROFILE, UNKNOWN_PROFILE, 2, 3, 4]),
+)
+def test_whatever_a_rule_says_of_a_caller_the_host_row_or_its_profiles_has_let_through(made, profile):
+    plan = plan_of(
+        *(
+            rule(str(i), call, "", *sources, **({"scope": scope} if scope else {}))
+            for i, (scope, call, sources) in enumerate(made)
+        ),
+        profiles=PROFILES,
+    )
+
+    for program in PROGRAMS:
+        passed = bits(plan, program)[0] | (bits(plan, program, profile)[0] if profile else set())
+        spoken = {X86[call] for call in ("unlink", "getpid") if told(plan, X86[call], call, program, profile=profile)}
+        assert passed == spoken

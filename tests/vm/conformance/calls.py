@@ -59,11 +59,14 @@ CALLS: tuple[Case, ...] = (
     Case(
         "syscalls-of-a-workload",
         _own("syscalls-of-a-workload"),
-        (_unseen("/readwrite", _SRV),),
+        (
+            _unlinks("/readwrite", _SRV),
+            _unlinks("/usr/bin/curl", _HOME),
+            passes("/readwrite write /srv/conform/note.txt"),
+            passes(f"/readwrite unlink {_SRV}", makes=(_SRV,), elsewhere=True),
+        ),
         place=Place(("container=ubuntu-1",), "multiubuntu"),
         behaviours=(33,),
-        status={"unlink": "impossible"},
-        not_held="system calls are not told apart by workload",
     ),
     Case(
         "nsp-egress-block-dns",

@@ -85,8 +85,12 @@ class Stage:
 
     def play(self, step: dict[str, Any], sentinel: str) -> dict[str, Any]:
         """Play one step and open the sentinel; returns the error of starting the program, its exit code and what it wrote."""
-        for path in step.get("makes", ()):
-            _make(path, "text", step["user"], "made\n")
+        makes = [(path, "text", step["user"], "made\n") for path in step.get("makes", ())]
+        if makes and step["place"] != "host":
+            self._inside(lambda: [_make(*file) for file in makes])
+        else:
+            for file in makes:
+                _make(*file)
         if step["tty"]:
             mine, terminal = os.openpty()
         else:
