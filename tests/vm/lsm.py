@@ -85,6 +85,10 @@ class Guard:
         done: list[dict[str, Any]] = self.ask("apply", rules=_ruleset(rules, postures or Postures()))
         return done
 
+    def try_(self, *rules: Rule, postures: Postures | None = None, timeout_s: float = 600) -> None:
+        """Apply these rules on trial: ``ask("keep")``, ``ask("go back")`` or the deadman ends that."""
+        self.ask("try", rules=_ruleset(rules, postures or Postures()), timeout_s=timeout_s)
+
     def swap(self, *turns: tuple[Rule, ...]) -> None:
         """Apply one set of rules after the other, as fast as it goes."""
         self.ask("swap", turns=[_ruleset(rules, Postures()) for rules in turns])

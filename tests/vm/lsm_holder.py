@@ -2,7 +2,7 @@
 
 Requests: {"do": "apply", "rules": RuleSet as JSON}, {"do": "swap", "turns": [...]}: several, one after the other,
 {"do": "workloads", "workloads": [...]}, {"do": "events"}: those since the last request, {"do": "cgroups"}: likewise,
-{"do": "status"},
+{"do": "try", "rules": RuleSet, "timeout_s": seconds}: on trial under a deadman, which "keep" and "go back" end; {"do": "status"},
 {"do": "close"}, {"do": "release"}. Answers have "error" when the enforcer raised. Started by ``lsm.Guard``; ends by ``SIGKILL``.
 """
 
@@ -17,9 +17,11 @@ from typing import Any
 
 import msgspec
 
-from garrison.common.errors import GarrisonError
+from garrison.common.errors import GarrisonError, KernelError
 from garrison.common.events import Event
+from garrison.common.names import Digest
 from garrison.common.policy.rules import RuleSet
+from garrison.minion.arming import arm
 from garrison.minion.enforcers.base import CgroupMade
 from garrison.minion.enforcers.bpf_lsm import pins
 from garrison.minion.enforcers.bpf_lsm.enforcer import BpfLsmEnforcer
@@ -27,13 +29,49 @@ from garrison.minion.enforcers.bpf_lsm.options import EventRate, LsmOptions, Tam
 from garrison.minion.workloads.model import Workload
 
 cgroups: queue.SimpleQueue[CgroupMade] = queue.SimpleQueue()
+BUNDLE = Digest("0" * 64)
 
 
-def answer(enforcer: BpfLsmEnforcer, events: queue.SimpleQueue[Event], request: dict[str, Any]) -> Any:
+class Trial:
+    """Rules on trial, as ``duty`` tries them.
+
+    Args:
+        enforcer: Holds them.
+        request: Has them, and how long the deadman waits.
+        before: Rules to go back to.
+    """
+
+    def __init__(self, enforcer: BpfLsmEnforcer, request: dict[str, Any], before: RuleSet) -> None:
+        self._enforcer, self._before = enforcer, before
+        self._armed = arm(
+            Path("/run"), generation=1, digest=BUNDLE, boot="this", timeout_s=request["timeout_s"], writes=enforcer.hold()
+        )
+        enforcer.apply(msgspec.convert(request["rules"], RuleSet))
+
+    def end(self, how: str) -> None:
+        """Keep them or go back."""
+        if how == "go back":
+            self._enforcer.go_back(self._before)
+            self._armed.stand_down("as asked")
+        elif self._armed.disarm(BUNDLE):
+            self._enforcer.keep()
+        else:
+            raise KernelError(0, "disarm the deadman")
+
+
+held, trials = [RuleSet()], list[Trial]()
+
+
+def answer(enforcer: BpfLsmEnforcer, events: queue.SimpleQueue[Event], request: dict[str, Any]) -> Any:  # noqa: PLR0911 - a line each
     """Do what ``request`` asks and return what it came to."""
     match request["do"]:
         case "apply":
-            return enforcer.apply(msgspec.convert(request["rules"], RuleSet))
+            held.append(msgspec.convert(request["rules"], RuleSet))
+            return enforcer.apply(held[-1])
+        case "try":
+            return trials.append(Trial(enforcer, request, held[-1]))
+        case "keep" | "go back" as end:
+            return trials.pop().end(end)
         case "swap":
             return [enforcer.apply(rules) for rules in msgspec.convert(request["turns"], list[RuleSet])][-1]
         case "workloads":

@@ -4,7 +4,8 @@ Rules of this file:
 - Programs and maps are pinned. An agent that starts finds them and takes over; nothing is detached in between.
 - Two copies of every table: the one that is not active is filled, then one number is switched. Each decision is made by exactly
   one generation.
-- Workloads come and go without a new generation, unless they are selected in a way that the present one does not know.
+- Workloads come and go without a new generation, unless they are selected in a way that the present one does not know. On trial
+  that is added to both copies in place.
 - Fail-closed: a path that cannot be told counts as one that block rules name. A generation that does not fit is not switched to.
 - While rules are on trial (``hold``) the copy with those before is not touched, and one write brings them back.
 - ``close`` leaves everything in force. Only ``release`` takes it away.
@@ -32,11 +33,12 @@ from garrison.common.frames import RuleReport
 from garrison.common.policy.rules import RuleSet
 from garrison.minion.enforcers.base import CgroupMade, Emit, Enforcer, EnforcerStatus, MapWrite, Probe
 from garrison.minion.enforcers.bpf_lsm.events import COUNTERS, lowered_event
+from garrison.minion.enforcers.bpf_lsm.extension import extended, missing_profiles
 from garrison.minion.enforcers.bpf_lsm.inodes import Inodes, interpreter, packed_inode
-from garrison.minion.enforcers.bpf_lsm.layout import TABLES, Tables, TableType, lay_out, lay_out_cgroups
+from garrison.minion.enforcers.bpf_lsm.layout import TABLES, Tables, TableType, lay_out, lay_out_cgroups, lay_out_extension
 from garrison.minion.enforcers.bpf_lsm.options import PROTECTION, LsmOptions, Tamper
 from garrison.minion.enforcers.bpf_lsm.pins import OUR_TABLE, PinnedRules, Pins, remove
-from garrison.minion.enforcers.bpf_lsm.profiles import UNKNOWN_PROFILE, Placements, needed_profiles
+from garrison.minion.enforcers.bpf_lsm.profiles import Placements, Profile, needed_profiles
 from garrison.minion.enforcers.bpf_lsm.program import Program, compile_program
 from garrison.minion.enforcers.bpf_lsm.report import BACKEND
 from garrison.minion.enforcers.bpf_lsm.residents import Residents, change_cgroups, missed_cgroups, shortage
@@ -55,6 +57,8 @@ _ZERO: Final = bytes(4)
 _U32: Final = struct.Struct("=I")
 _OURS: Final = struct.Struct("=Q")
 _LOST_KEY: Final = struct.Struct("=II")
+
+Held = tuple[RuleSet, Program]
 
 _log = logging.getLogger(__name__)
 
@@ -82,10 +86,10 @@ class BpfLsmEnforcer(Enforcer):
         self._links = 0
         self._names: CgroupNames | None = None
         self._generation = 0
-        self._held: tuple[RuleSet, Program] | None = None
+        self._held: Held | None = None
         self._kept: int | None = None
         self._placements: Placements = {}
-        self._before: tuple[tuple[RuleSet, Program] | None, Placements] = (None, {})
+        self._before: tuple[Held | None, Placements] = (None, {})
         self._residents = Residents(self._pins)
 
     # ---- Enforcer ------------------------------------------------------------------------------------------------------
@@ -167,7 +171,7 @@ class BpfLsmEnforcer(Enforcer):
             self._catch_up()
 
     def _catch_up(self) -> None:
-        # Workloads that came during a trial and are selected in a way that its rules did not know counted as unknown so far.
+        # Generations on trial are not built anew for workloads that come, and take in only what fits beside what they have.
         if self._held is None:
             return
         try:
@@ -240,9 +244,7 @@ class BpfLsmEnforcer(Enforcer):
 
     def _settle(self, rules: RuleSet, program: Program) -> None:
         """Bring the kernel's table of cgroups up to date, with a new generation if it must be."""
-        placements = self._residents.placed(rules)
-        new = any(program.profiles.number(profile) == UNKNOWN_PROFILE for profile in needed_profiles(placements))
-        if new and self._kept is None:  # on trial there is no table to write; _catch_up() comes when it ends
+        if self._kept is None and missing_profiles(program, self._residents.placed(rules)):
             try:
                 self._switch(rules)
             except CompileError as err:
@@ -250,12 +252,42 @@ class BpfLsmEnforcer(Enforcer):
                 _log.error("workloads=untold error=%s", err)
             else:
                 return
-        before, after = (lay_out_cgroups(p, program.profiles, self._held_hasher()) for p in (self._placements, placements))
         with self._lock:
-            with self._inner("cgroups", self._active()) as table:
-                change_cgroups(table, self._maps["workload_figures"], before, after)
-            self._placements = placements
+            active, kept = self._active(), self._kept
+            self._held, self._placements = self._settled(active, (rules, program), self._placements)
+            if kept == active:
+                self._before = self._held, self._placements
+            elif (
+                kept is not None and self._before[0] is not None
+            ):  # the deadman may go back to it, and nobody be there to catch up
+                self._before = self._settled(kept, self._before[0], self._before[1])
             self._residents.keep()
+
+    def _settled(self, copy: int, held: Held, before: Placements) -> tuple[Held, Placements]:
+        """Bring one copy's table of cgroups up to date, with the profiles that it lacks; returns what it holds then."""
+        rules, program = held
+        after, hasher = self._residents.placed(rules), self._held_hasher()
+        old = lay_out_cgroups(before, program.profiles, hasher)
+        if self._kept is not None and (more := missing_profiles(program, after)):  # on trial there is no copy to build another in
+            program = self._extended(copy, rules, program, more)
+        with self._inner("cgroups", copy) as table:
+            change_cgroups(table, self._maps["workload_figures"], old, lay_out_cgroups(after, program.profiles, hasher))
+        return (rules, program), after
+
+    def _extended(self, copy: int, rules: RuleSet, program: Program, more: Sequence[Profile]) -> Program:
+        try:
+            grown = extended(rules, program, more)
+        except CompileError as err:
+            grown = None
+            _log.error("workloads=untold error=%s", err)
+        if grown is None:
+            return program  # what is new counts as unknown: it is refused what any workload is; the status tells
+        heads = self._head(copy), self._head(copy, "subject_heads")
+        tables = lay_out_extension(grown, _U32.unpack_from(heads[0])[0], hasher=self._held_hasher(), heads=heads)
+        for name in tables:
+            self._fill(name, copy, tables)
+        self._protect()
+        return grown
 
     def _shortage(self) -> str:
         return shortage(self._placements, self._held[1].profiles) if self._held else ""
@@ -367,10 +399,10 @@ class BpfLsmEnforcer(Enforcer):
             raise KernelError(errno.EBUSY, "write new tables while those before are kept for the way back")
         return free
 
-    def _head(self, copy: int) -> bytes:
-        if self._maps["heads"].lookup(_U32.pack(copy)) is None:
+    def _head(self, copy: int, name: str = "heads") -> bytes:
+        if self._maps[name].lookup(_U32.pack(copy)) is None:
             return b""
-        with self._inner("heads", copy) as table:
+        with self._inner(name, copy) as table:
             return table.lookup(_ZERO) or b""
 
     @contextlib.contextmanager

@@ -19,11 +19,11 @@ from garrison.common import limits
 from garrison.common.policy.match import Decision
 from garrison.common.policy.rules import Entity, PathKind, PathTarget, Verdict
 from garrison.minion.enforcers.bpf_lsm.domains import domain_hash
-from garrison.minion.enforcers.bpf_lsm.profiles import HOST_PROFILE, Placements, Profiles, workload_scopes
+from garrison.minion.enforcers.bpf_lsm.profiles import HOST_PROFILE, Placements, Profiles, profile_part, workload_scopes
 from garrison.minion.enforcers.bpf_lsm.program import Node, PathSets, Program, Record
 from garrison.minion.enforcers.bpf_lsm.subjects import SUBJECTS, capability_bits, preset_bits
 
-__all__ = ["ENTITIES", "TABLES", "TableType", "Tables", "lay_out", "lay_out_cgroups", "rule_at"]
+__all__ = ["ENTITIES", "TABLES", "TableType", "Tables", "lay_out", "lay_out_cgroups", "lay_out_extension", "rule_at"]
 
 ENTITIES: Final = (Entity.PROCESS, Entity.FILE)  # enum entity
 _VERDICTS: Final = {Verdict.ALLOW: 1, Verdict.AUDIT: 2, Verdict.BLOCK: 3}  # enum verdict; 0: nothing fired or granted
@@ -37,6 +37,7 @@ _ARG: Final = struct.Struct("=IIQ")
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
 _SUBJECT_HEAD: Final = struct.Struct("=QQ6I")
+_HAS_ANCHORS, _HAS_INODES = 3, 6  # fields of ``_HEAD``
 _ARGUMENT_BYTES: Final = 256  # ARG_BYTES of subject.h
 _POSTURE_OF: Final = 0xFFFF_FFFF
 _TRACE_SET: Final = 0xFFFF_FFFF - 16
@@ -121,6 +122,28 @@ def lay_out(
     }
 
 
+def lay_out_extension(program: Program, generation: int, *, hasher: PathHasher, heads: tuple[bytes, bytes]) -> Tables:
+    """Return the tables that further profiles change, in the order to replace them in: what rows lead to comes first.
+
+    Args:
+        program: With profiles after those that it had (``extension.extended``).
+        generation: Its number, which stays.
+        hasher: As for ``lay_out``.
+        heads: The rows of ``heads`` and ``subject_heads`` so far: what they say of files and directories stays.
+    """
+    rows, records = _rows(program)
+    before, root_device = _HEAD.unpack(heads[0]), _SUBJECT_HEAD.unpack(heads[1])[-1]
+    return {
+        "records": records,
+        "rows": rows,
+        "args": dict(_args(program, hasher)),
+        **_subjects(program, generation, root_device),
+        "heads": {
+            _U32.pack(0): _head(program, generation, has_anchors=bool(before[_HAS_ANCHORS]), has_inodes=bool(before[_HAS_INODES]))
+        },
+    }
+
+
 def lay_out_cgroups(placements: Placements, profiles: Profiles, hasher: PathHasher) -> dict[bytes, bytes]:
     """Return the table of cgroups alone, which changes more often than rules do."""
     return {
@@ -189,12 +212,13 @@ def _rows(program: Program) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
         packed = b"".join(_outcome(decision, numbers) for decision in record)
         rows[_PAIR.pack(found, subject)] = _U32.pack(indexes.setdefault(packed, len(indexes)))
 
-    for (found, subject), record in program.records.items():
-        row(found, subject, record)
+    outcomes = [(found, subject, record) for (found, subject), record in program.records.items()]
     for (entity, subject), decision in program.postures.items():
-        row(_POSTURE_OF - _POSTURES.index(entity), subject, (decision,) * 16)
-    for subject, decision in program.traces.items():
-        row(_TRACE_SET, subject, (decision,) * 16)
+        outcomes.append((_POSTURE_OF - _POSTURES.index(entity), subject, (decision,) * 16))
+    outcomes += [(_TRACE_SET, subject, (decision,) * 16) for subject, decision in program.traces.items()]
+    # By profile, so that one more profile leaves the numbers of all records before it as they are.
+    for outcome in sorted(outcomes, key=lambda outcome: profile_part(outcome[1])):
+        row(*outcome)
     return rows, _numbered(iter(indexes))
 
 
