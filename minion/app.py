@@ -102,6 +102,7 @@ async def _run(settings: MinionSettings, identity: Identity) -> None:
             stack=stack,
             emit=recorder.emit,
             needs=needs,
+            workloads=lambda: workloads.workloads,
             arm=functools.partial(arm, settings.runtime_dir),
         ),
         observers=[workloads, *_observers(settings, recorder)],

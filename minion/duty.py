@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +32,7 @@ from garrison.minion.bundles import BundleStore, Generation, Staged
 from garrison.minion.enforcers.stack import EnforcerStack
 from garrison.minion.lockout import refuse_lockouts
 from garrison.minion.trial import OnTrial, OnTrialEnd, apply_event, how_it_ended, tamper_event
+from garrison.minion.workloads.model import Workload
 
 __all__ = ["Duty"]
 
@@ -50,6 +51,7 @@ class Duty:
         stack: Backends that are to hold them.
         emit: Takes events.
         needs: What the agent itself needs; see ``lockout.local_needs``.
+        workloads: What runs on this node, as it is known at the moment.
         arm: Starts a deadman; ``None`` where nothing is ever tried.
         glass: Looks for broken glass.
         healthy_s: Seconds after which a boot counts as good.
@@ -72,12 +74,14 @@ class Duty:
         stack: EnforcerStack,
         emit: Callable[[Event], None],
         needs: tuple[Need, ...] = (),
+        workloads: Callable[[], Sequence[Workload]] = tuple,
         arm: Arm | None = None,
         glass: Callable[[], Glass] = look_for_glass,
         healthy_s: float = limits.BOOT_HEALTHY_S,
     ) -> None:
         self._directory, self._boot, self._log = directory, boot_id, BootLog(directory)
-        self._store, self._stack, self._emit, self._needs = store, stack, emit, needs
+        self._store, self._stack, self._emit = store, stack, emit
+        self._needs, self._workloads = needs, workloads
         self._arm, self._look_for_glass, self._healthy_s = arm, glass, healthy_s
         self._lock = threading.Lock()
         self._glass, self._record = Glass(), BootRecord()
@@ -223,7 +227,7 @@ class Duty:
                 raise BundleError(f"generation {self.trial.generation.number} is on trial")
             new = staged.generation
             self._refuse_doubted(self._store, new)
-            refuse_lockouts(new.documents(), new.facts, new.share.postures, self._needs)
+            refuse_lockouts(new.documents(), new.facts, new.share.postures, self._needs, self._workloads())
             self._store.begin_trial(staged, self._boot)
             try:
                 self.trial = self._try(self._arm, staged)

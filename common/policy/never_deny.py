@@ -3,7 +3,8 @@
 Rules of this file:
 - The list is of operations, not of paths: "sshd runs a shell", "the agent writes its spool". A policy that blocks a path for
   everybody but lets these programs through is fine, and ``match.decide`` says so, the same as everywhere.
-- Everything is judged as a node would hold it: each policy's rules by themselves, enforced, as root, with a terminal.
+- Everything is judged as a node would hold it: each policy's rules by themselves, enforced, as root, with a terminal, and in the
+  workloads that the programs run in (``seats``).
 - Paths are compared as on a machine with merged /usr, however they are written, and globs as on one without, too.
 - It is a net for mistakes, not a proof: a node may keep its programs elsewhere.
 Owns: the list. Does not own: who may override it (``models.I_MEAN_IT``, read by ``lint``).
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -21,7 +22,8 @@ import msgspec
 from garrison.common.policy.firewall import Packet, decide_packet
 from garrison.common.policy.flows import IP_PROTOCOLS, Direction
 from garrison.common.policy.match import Operation, decide
-from garrison.common.policy.rules import Entity, Other, PathKind, PathTarget, Rule, RuleSet, Source, Verdict
+from garrison.common.policy.rules import Entity, HostScope, Other, PathKind, PathTarget, Rule, RuleSet, Source, Verdict
+from garrison.common.policy.seats import USUAL, Seat, Seats, selected
 
 __all__ = ["NEVER_DENY", "RISKY", "Need", "blocked_needs"]
 
@@ -32,10 +34,12 @@ class Need(msgspec.Struct, frozen=True):
     Attributes:
         what: In words.
         operation: What a process does, or the packet that begins a flow.
+        seats: In which workloads it may be done.
     """
 
     what: str
     operation: Operation | Packet
+    seats: tuple[Seat, ...] = ()
 
     @property
     def entity(self) -> Entity:
@@ -58,6 +62,13 @@ _LOADERS: Final = (
     "/usr/lib64/libc.so.6",
 )
 _ACCOUNTS: Final = ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/shadow", "/etc/ssh/sshd_config", "/etc/pam.d/sshd")
+_SEATS: Final[Mapping[str, tuple[Seat, ...]]] = {
+    **dict.fromkeys(_PID1, (Seat.SSHD, Seat.CONSOLE, Seat.AGENT)),
+    **dict.fromkeys(_SSHD, (Seat.SSHD, Seat.LOGIN)),  # it goes into the session with whoever logs in
+    "/usr/bin/login": (Seat.CONSOLE, Seat.LOGIN),
+    **dict.fromkeys(_SHELLS, (Seat.LOGIN, Seat.SSHD, Seat.CONSOLE, Seat.AGENT)),
+    **dict.fromkeys(_AGENT, (Seat.AGENT,)),
+}
 _SSH_PORT: Final = 22
 _MASTER_PORT: Final = 4515
 _TCP: Final = frozenset({"tcp", "stream", "all"})
@@ -65,28 +76,35 @@ _TCP: Final = frozenset({"tcp", "stream", "all"})
 
 def _execs() -> Iterator[Need]:
     chains = (
-        (_PID1, ("/usr/lib/systemd/systemd", "/usr/sbin/init"), "pid 1 re-executes itself"),
-        (_PID1, ("/usr/sbin/sshd",), "systemd starts sshd"),
-        (_PID1, ("/usr/sbin/agetty",), "systemd starts the console"),
-        (_PID1, (*_AGENT_FILES, *_AGENT), "systemd starts the agent"),
-        (_SSHD, (*_SSHD, *_SHELLS), "sshd starts sessions and shells"),
-        (("/usr/sbin/agetty",), ("/usr/bin/login",), "the console asks for a login"),
-        (("/usr/bin/login",), _SHELLS, "login starts a shell"),
-        (_AGENT, _SHELLS, "the agent runs commands of the master"),
-        (_SHELLS, ("/usr/bin/systemctl", *_AGENT_FILES), "a shell mends services"),
+        (_PID1, ("/usr/lib/systemd/systemd", "/usr/sbin/init"), (), "pid 1 re-executes itself"),
+        (_PID1, ("/usr/sbin/sshd",), (Seat.SSHD,), "systemd starts sshd"),
+        (_PID1, ("/usr/sbin/agetty",), (Seat.CONSOLE,), "systemd starts the console"),
+        (_PID1, (*_AGENT_FILES, *_AGENT), (Seat.AGENT,), "systemd starts the agent"),
+        (_SSHD, (*_SSHD, *_SHELLS), (Seat.SSHD, Seat.LOGIN), "sshd starts sessions and shells"),
+        (("/usr/sbin/agetty",), ("/usr/bin/login",), (Seat.CONSOLE,), "the console asks for a login"),
+        (("/usr/bin/login",), _SHELLS, (Seat.CONSOLE, Seat.LOGIN), "login starts a shell"),
+        (_AGENT, _SHELLS, (Seat.AGENT,), "the agent runs commands of the master"),
+        (_SHELLS, ("/usr/bin/systemctl", *_AGENT_FILES), _SEATS[_SHELLS[0]], "a shell mends services"),
     )
-    for sources, paths, what in chains:
+    for sources, paths, seats, what in chains:
         for source, path in itertools.product(sources, paths):
             operation = Operation(entity=Entity.PROCESS, path=path, source=source, is_owner=True, tty=True)
-            yield Need(f"{what}: {source} runs {path}", operation)
+            yield Need(f"{what}: {source} runs {path}", operation, seats)
 
 
 def _opens() -> Iterator[Need]:
     programs = (*_PID1, *_SSHD, "/usr/bin/login", *_SHELLS, *_AGENT)
     for source, path in itertools.product(programs, _LOADERS):
         yield _open("the dynamic loader", source, path)
-    for path in (*_SSHD, "/usr/sbin/agetty", *_AGENT_FILES, *_AGENT, "/usr/lib/systemd/systemd"):
-        yield _open("systemd starts it", _PID1[0], path)
+    started = (
+        ((Seat.SSHD,), _SSHD),
+        ((Seat.CONSOLE,), ("/usr/sbin/agetty",)),
+        ((Seat.AGENT,), (*_AGENT_FILES, *_AGENT)),
+        ((), ("/usr/lib/systemd/systemd",)),
+    )
+    for seats, paths in started:
+        for path in paths:
+            yield msgspec.structs.replace(_open("systemd starts it", _PID1[0], path), seats=seats)
     for source, path in itertools.product(_SSHD, _SHELLS):
         yield _open("sshd starts shells", source, path)
     for source in _AGENT:
@@ -97,17 +115,18 @@ def _opens() -> Iterator[Need]:
 
 def _open(what: str, source: str, path: str, *, write: bool = False) -> Need:
     operation = Operation(entity=Entity.FILE, path=path, source=source, write=write, is_owner=True, tty=True)
-    return Need(f"{what}: {source} {'writes' if write else 'opens'} {path}", operation)
+    return Need(f"{what}: {source} {'writes' if write else 'opens'} {path}", operation, _SEATS[source])
 
 
 def _others() -> Iterator[Need]:
     for source in (*_SSHD, *_AGENT):
         operation = Operation(entity=Entity.NETWORK, protocols=_TCP, source=source, is_owner=True, tty=True)
-        yield Need(f"{'the link to the master' if source in _AGENT else 'remote login'}: {source} uses tcp", operation)
+        what = "the link to the master" if source in _AGENT else "remote login"
+        yield Need(f"{what}: {source} uses tcp", operation, _SEATS[source])
     for sources, names in ((_SSHD, ("setuid", "setgid", "sys_chroot")), (_PID1, ("sys_admin", "kill")), (_AGENT, ("sys_admin",))):
         for source, name in itertools.product(sources, names):
             operation = Operation(entity=Entity.CAPABILITY, name=name, source=source, is_owner=True, tty=True)
-            yield Need(f"{source} uses {name}", operation)
+            yield Need(f"{source} uses {name}", operation, () if source in _PID1 else _SEATS[source])
 
 
 def _flows() -> Iterator[Need]:
@@ -123,12 +142,13 @@ NEVER_DENY: Final = (*_execs(), *_opens(), *_others(), *_flows())
 RISKY: Final = tuple(_open("logins", source, path) for source, path in itertools.product((*_SSHD, "/usr/bin/login"), _ACCOUNTS))
 
 
-def blocked_needs(rules: Iterable[Rule], needs: Sequence[Need]) -> dict[str, list[str]]:
+def blocked_needs(rules: Iterable[Rule], needs: Sequence[Need], seats: Seats = USUAL) -> dict[str, list[str]]:
     """Return for each rule that would block a need, by id, what it would block.
 
     Args:
         rules: All rules of one policy, exemptions included, with mode ``enforce``.
         needs: ``NEVER_DENY`` or ``RISKY``.
+        seats: The workloads that programs run in.
     """
     seen = {rule.id: _merged_usr(rule) for rule in rules}
     blocking = [rule for rule in seen.values() if rule.verdict is Verdict.BLOCK]
@@ -138,11 +158,26 @@ def blocked_needs(rules: Iterable[Rule], needs: Sequence[Need]) -> dict[str, lis
     allows = tuple(rule for rule in seen.values() if rule.verdict is Verdict.ALLOW)
     found: dict[str, list[str]] = {}
     for rule in blocking:
-        exempted = RuleSet(rules=(rule, *(allow for allow in allows if allow.entity is rule.entity)))
-        hits = (n for n in needs if n.entity is rule.entity and _blocks(RuleSet(rules=(rule,)), n.operation))
-        if named := [need.what for need in hits if _blocks(exempted, need.operation)]:
+        places = None if isinstance(rule.scope, HostScope) else selected(rule.scope, seats)
+        if places == {}:
+            continue
+        alone = _everywhere(rule)
+        exempted = RuleSet(rules=(alone, *(_everywhere(a) for a in allows if a.entity is rule.entity and a.scope == rule.scope)))
+        hits = (n for n in needs if n.entity is rule.entity and _blocks(RuleSet(rules=(alone,)), n.operation))
+        if named := [text for need in hits if (text := _place(need, places)) and _blocks(exempted, need.operation)]:
             found[rule.id] = named
     return found
+
+
+def _everywhere(rule: Rule) -> Rule:
+    return rule if isinstance(rule.scope, HostScope) else msgspec.structs.replace(rule, scope=HostScope())
+
+
+def _place(need: Need, places: Mapping[Seat, str] | None) -> str:
+    """Return the need, with where it is done if only some places matter; empty when it is done in none of them."""
+    if places is None:
+        return need.what
+    return next((f"{need.what}, in {places[seat]}" for seat in need.seats if seat in places), "")
 
 
 def _blocks(rules: RuleSet, operation: Operation | Packet) -> bool:

@@ -10,6 +10,7 @@ Owns: which workloads there are. Does not own: how changes are noticed (``watche
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,8 +28,8 @@ from garrison.minion.workloads.units import USER_PATHS, UnitFacts, Units, read_u
 
 __all__ = ["Roster"]
 
-# Process 1 and the agent: what they need is not for a label to take from them.
-_NOBODYS: Final = frozenset({"init.scope", "garrison-minion.service", "garrison-enforce.service"})
+# Process 1, the agent and its deadman: what they need is not for a label to take from them.
+_NOBODYS: Final = re.compile(r"init\.scope|garrison-(?:minion|enforce)\.service|garrison-deadman-[0-9a-f]+\.scope")
 _AGAIN_S: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # pauses before looking a container up again
 
 
@@ -128,7 +129,7 @@ class Roster:
         if place.container:
             facts = self._look_up(path, place, account)
             made, cut = describe.container(place, facts, account, cgroup=path, cgroup_id=number)
-        elif place.unit and path.endswith(f"/{place.unit}") and place.unit not in _NOBODYS:
+        elif place.unit and path.endswith(f"/{place.unit}") and not (place.uid == ROOT and _NOBODYS.fullmatch(place.unit)):
             made, cut = describe.unit(place, self._unit_facts(place), account, cgroup=path, cgroup_id=number)
         elif place.uid != ROOT and path == _home(place.uid):
             made, cut = describe.user(place.uid, account, cgroup=path, cgroup_id=number), 0
@@ -160,7 +161,7 @@ class Roster:
     def _describe_idle(self) -> None:
         for name in sorted(self._units.names()):
             cgroup = self._units.cgroup(name)
-            if not cgroup or name in _NOBODYS:
+            if not cgroup or _NOBODYS.fullmatch(name):
                 continue  # where it will be cannot be told: known once it runs
             around = [part for part in cgroup.split("/") if part.endswith(".slice")]
             place = Place(slice=around[-1] if around else "-.slice", unit=name)

@@ -20,6 +20,7 @@ from garrison.minion.duty import Duty
 from garrison.minion.enforcers.base import MapWrite
 from garrison.minion.enforcers.stack import EnforcerStack
 from garrison.minion.trial import OnTrialEnd
+from garrison.minion.workloads.model import Workload, WorkloadKind
 from unit.enforcers.backends import ListBackend
 from unit.trust.world import EDGE, NOW, PRINT, Depot, World
 
@@ -85,6 +86,7 @@ class Node:
         self.store = BundleStore(directory / "bundles", self.world.join(), EDGE, PRINT, clock=lambda: NOW)
         self.version = 0
         self.deadmen: list[FakeDeadman] = []
+        self.workloads: list[Workload] = []
         self.no_deadman = ""
         self.record: DeadmanRecord | None = None
         self.settled: OnTrialEnd | None = None
@@ -102,6 +104,7 @@ class Node:
             store=self.store,
             stack=EnforcerStack([self.backend]),
             emit=self.events.append,
+            workloads=lambda: self.workloads,
             arm=self.arm,
             glass=lambda: self.glass,
             healthy_s=healthy_s,
@@ -340,6 +343,24 @@ async def test_policy_that_would_lock_the_node_out_fails_and_the_previous_one_st
 
     assert node.held() == {"two"}
     assert node.store.current().number == 2
+
+
+async def test_policy_for_a_label_of_sshds_unit_fails_where_the_unit_has_that_label(node):
+    bad = policy("bad", NO_TCP).replace(b"KubeArmorHostPolicy", b"KubeArmorPolicy")
+    bad = bad.replace(b'nodeSelector: {matchLabels: {kubearmor.io/hostname: "*"}}', b"selector: {matchLabels: {role: remote}}")
+    duty = node.start()
+    switch(duty, await node.staged(bad))
+    labels = frozenset({"role=remote", "garrison/kind=unit"})
+    node.workloads = [
+        Workload(
+            kind=WorkloadKind.UNIT, name="ssh.service", namespace="default", labels=labels, cgroup="/system.slice/ssh.service"
+        )
+    ]
+
+    with pytest.raises(CompileError, match=r"recovered: .*, in ssh\.service"):
+        switch(duty, await node.staged(bad, policy("more", ONLY_LS)))
+
+    assert node.held() == {"bad"}
 
 
 async def test_policy_that_means_it_is_applied(node):

@@ -62,12 +62,20 @@ def test_instance_is_known_by_its_template_too(node: FakeNode) -> None:
     assert {"garrison/unit=db@east.service", "garrison/template=db@.service", "app=db"} <= labels
 
 
-def test_process_1_and_the_agent_cannot_be_selected(node: FakeNode) -> None:
+def test_process_1_the_agent_and_its_deadman_cannot_be_selected(node: FakeNode) -> None:
     node.unit("garrison-enforce.service")
     node.cgroup("/init.scope")
     node.cgroup("/system.slice/garrison-minion.service")
+    node.cgroup("/system.slice/garrison-deadman-0a1b2c3d.scope")
 
     assert not [each for each in look(node).values() if each.kind is WorkloadKind.UNIT]
+
+
+def test_user_cannot_hide_behind_the_names_of_the_agent(node: FakeNode) -> None:
+    theirs = "/user.slice/user-1000.slice/user@1000.service/app.slice/garrison-minion.service"
+    node.cgroup(theirs)
+
+    assert "garrison/user=alice" in look(node)[theirs].labels
 
 
 def test_unit_whose_cgroup_cannot_be_told_is_known_once_it_runs(node: FakeNode) -> None:
