@@ -6,6 +6,8 @@ Rules of this file:
 - It decides nothing by itself: break-glass, safe mode and the last good generation are ``duty``'s, as for the agent, which
   takes over what is in the kernel without an unprotected moment.
 - It makes nothing on a node that has no data directory yet: names are pinned by the agent.
+- It looks for workloads once, as the agent does: units and users are held by name from their first instruction on. Without that
+  look, rules for the node are enforced all the same (open for those about workloads, told).
 Owns: the deadline, the outcome. Does not own: what is enforced.
 """
 
@@ -32,6 +34,7 @@ from garrison.minion.grains import boot_id
 from garrison.minion.identity import Identity, is_held
 from garrison.minion.recorder import Recorder
 from garrison.minion.spool import SpoolCaps
+from garrison.minion.workloads.watcher import WorkloadWatcher
 
 __all__ = ["Outcome", "enforce_early", "take_outcome"]
 
@@ -46,7 +49,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         state: ``enforced``; ``nothing`` to enforce here; ``held back`` by break-glass or safe mode; ``failed``.
-        detail: Why.
+        detail: Why; with ``enforced`` what is not.
         generation: What is enforced, 0 for nothing.
         mono: CLOCK_MONOTONIC, ns: how long after the kernel's start.
     """
@@ -88,7 +91,8 @@ def take_outcome(runtime_dir: Path) -> list[Event]:
         "detail": outcome.detail[: limits.STRING_MAX_CHARS],
         "generation": outcome.generation,
     }
-    severity = 3 if outcome.state in _WELL else 8
+    incomplete = outcome.state == "enforced" and outcome.detail
+    severity = 3 if outcome.state in _WELL and not incomplete else 8
     return [Event(lane=Lane.STATE, kind=Kind.AGENT, severity=severity, mono=outcome.mono, data=data)]
 
 
@@ -156,6 +160,8 @@ def _enforce(identity: Identity, stack: EnforcerStack) -> Outcome:
     if identity.join is None:
         return Outcome(state="nothing", detail="this node joined no master")
     store = BundleStore(identity.directory / "bundles", identity.join, identity.name, identity.fingerprint)
+    workloads = WorkloadWatcher()
+    workloads.tell(stack.set_workloads)
     # The agent says the same again, and it is the one to be heard: here only what the kernel tells is kept.
     duty = Duty(identity.directory, boot_id(), store=store, stack=stack, emit=lambda _: None)
     duty.take_up()
@@ -164,9 +170,11 @@ def _enforce(identity: Identity, stack: EnforcerStack) -> Outcome:
         return Outcome(state="failed", detail=duty.error)
     if duty.obstacle:
         return Outcome(state="held back", detail=duty.obstacle, generation=number)
-    return Outcome(
-        state="enforced" if number else "nothing", detail="" if number else "none was ever assigned", generation=number
-    )
+    if not number:
+        return Outcome(state="nothing", detail="none was ever assigned")
+    trouble = workloads.status().detail
+    detail = f"but for rules about some workloads: {trouble}" if trouble else ""
+    return Outcome(state="enforced", detail=detail, generation=number)
 
 
 def _keep(settings: MinionSettings, events: list[Event]) -> None:

@@ -43,6 +43,31 @@ PROTECT_SECRET = POLICY.format(name="secret", what="file: {matchPaths: [{path: /
 NO_ENCODER = POLICY.format(name="no-encoder", what="process: {matchPaths: [{path: /usr/bin/base64}]}")
 
 
+BY_UNIT = """
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata: {name: shop}
+spec:
+  selector: {matchLabels: {garrison/unit: shop.service}}
+  file: {matchPaths: [{path: /etc/secret/api.key}]}
+  action: Block
+"""
+# Done before the agent is started; what it leaves running tries again when it is told.
+EARLY_UNIT = """
+[Unit]
+DefaultDependencies=no
+After=garrison-enforce.service
+Before=garrison-minion.service sysinit.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'cat /etc/secret/api.key > /run/{name}.early 2>&1; \
+ (until [ -e /run/again ]; do sleep 0.2; done; cat /etc/secret/api.key > /run/{name}.late 2>&1; touch /run/{name}.done) & :'
+[Install]
+WantedBy=sysinit.target
+"""
+
+
 class Edge:
     """A node with both units installed, and its master."""
 
@@ -108,9 +133,9 @@ class Edge:
 
 
 @pytest.fixture
-def edge(lab: Lab, tmp_path: Path) -> Iterator[Edge]:
+def edge(request: pytest.FixtureRequest, lab: Lab, tmp_path: Path) -> Iterator[Edge]:
     master = Master(tmp_path)
-    made = Edge(lab.boot("edge-1", SYSTEMD, reach_host=True), master)
+    made = Edge(lab.boot("edge-1", getattr(request, "param", SYSTEMD), reach_host=True), master)
     made.install()
     yield made
     master.close()
@@ -231,6 +256,32 @@ def test_early_enforcement_killed_at_any_moment_is_made_good_by_the_next_one(edg
     vm.cut_power()
     vm.power_on()
     assert edge.refuses(SECRET)
+
+
+@pytest.mark.parametrize("edge", [SYSTEMD, Machine("6.12")], ids=["6.1", "6.12"], indirect=True)
+def test_rule_for_a_unit_holds_in_it_from_the_first_moment_of_a_boot_before_any_agent_and_after(edge: Edge) -> None:
+    vm = edge.vm
+    for name in ("shop", "other"):
+        vm.put(f"/etc/systemd/system/{name}.service", EARLY_UNIT.format(name=name))
+        vm.check("systemctl", "enable", name)
+    edge.apply(BY_UNIT)
+    vm.check("sync")
+    vm.cut_power()
+    vm.power_on()
+    vm.until(lambda: edge.agent_is("active"), "the agent runs")
+
+    early = {name: moment(vm, f"{name}.service") for name in ("shop", "other")}
+    assert all(0 < each < moment(vm, "garrison-minion.service") for each in early.values()), "both were done before the agent was"
+    assert "not permitted" in vm.get("/run/shop.early").decode()
+    assert vm.get("/run/other.early") == b"not for everybody\n"
+    told = until(edge.early, "early enforcement is told")[-1]["data"]
+    assert (told["outcome"], told["detail"]) == ("enforced", "")
+
+    vm.check("touch", "/run/again")  # for processes that were there before the agent
+    vm.until(lambda: all(vm.run("test", "-e", f"/run/{name}.done").returncode == 0 for name in early), "they tried again")
+    assert "not permitted" in vm.get("/run/shop.late").decode()
+    assert vm.get("/run/other.late") == b"not for everybody\n"
+    assert not edge.refuses(SECRET), "the node itself may"
 
 
 def moment(vm: Vm, unit: str) -> int:

@@ -53,6 +53,15 @@ def test_attempt_that_dies_is_told(settings, monkeypatch, how):
     assert [(state, severity) for state, _, severity in told(settings)] == [("failed", 8)]
 
 
+@pytest.mark.parametrize(("detail", "severity"), [("", 3), ("but for rules about some workloads: no cgroups", 8)])
+def test_enforcement_without_all_workloads_is_told_louder(settings, monkeypatch, detail, severity):
+    outcome = early.Outcome(state="enforced", generation=1, detail=detail)
+    monkeypatch.setattr(early, "_attempt", lambda *_: outcome)
+
+    assert early.enforce_early(settings).state == "enforced"
+    assert told(settings) == [("enforced", detail, severity)]
+
+
 def test_runtime_directory_that_cannot_be_made_stops_nothing(settings, tmp_path):
     (tmp_path / "file").write_text("")
     broken = settings.model_copy(update={"runtime_dir": tmp_path / "file" / "run"})
