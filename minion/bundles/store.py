@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -77,6 +78,8 @@ class BundleStore:
         )
         self._state = self._disk.read_state() or self._recovered()
         self._trust = self._newest_trust()
+        self._files = threading.Lock()  # what is staged while another generation is committed must not be swept away
+        self._coming_record, self._coming_blobs = set[Digest](), set[Digest]()
 
     def check_release(self, order: bytes) -> None:
         """Accept an order to release this node's enforcement, by the newest authors' keys that it knows.
@@ -179,9 +182,11 @@ class BundleStore:
         await self._keep_roots(trust)
         wanted = trust.new_assignment(assignment.assignment, now)
         self._refuse_rejected(wanted)
+        self._coming_record, self._coming_blobs = {wanted.content}, {wanted.bundle}
         metadata = await self._get("the bundle", FileEntry(wanted.bundle_bytes, wanted.bundle), fetch)
         content = trust.new_bundle(wanted, metadata, now)
         blobs = {wanted.bundle: metadata}
+        self._coming_blobs.update(content.files[path].digest for path in trust.share(content).files)
         for path in sorted(trust.share(content).files):
             entry = content.files[path]
             if entry.digest not in blobs:
@@ -220,9 +225,10 @@ class BundleStore:
         return data
 
     def _write(self, name: Digest, record: Record, blobs: dict[Digest, bytes]) -> None:
-        absent = {digest: data for digest, data in blobs.items() if self._disk.find_blob(digest, len(data)) is None}
-        self._disk.write_blobs(absent)
-        self._disk.write_record(name, record)
+        with self._files:
+            absent = {digest: data for digest, data in blobs.items() if self._disk.find_blob(digest, len(data)) is None}
+            self._disk.write_blobs(absent)
+            self._disk.write_record(name, record)
 
     def commit(self, staged: Staged) -> Generation:
         """Make a staged generation current; afterwards no restart goes back below it.
@@ -292,7 +298,9 @@ class BundleStore:
                 return
             blobs.add(generation.bundle)
             blobs.update(entry.digest for entry in _share_entries(generation.trust, generation.content))
-        self._disk.sweep(records=[held.record for held in self._state.held], blobs=blobs)
+        with self._files:
+            records = {held.record for held in self._state.held} | self._coming_record
+            self._disk.sweep(records=records, blobs=blobs | self._coming_blobs)
 
     def reject(self, staged: Staged, reason: str) -> None:
         """Note that a staged generation could not be enforced, so that it is not tried again. What is current stays so.

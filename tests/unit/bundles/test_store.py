@@ -71,6 +71,19 @@ async def test_staged_generation_is_not_current_before_its_commit(tmp_path, worl
     assert number_of(open_store(tmp_path, world)) == 2
 
 
+async def test_generation_that_is_staged_while_the_one_before_is_committed_is_whole(tmp_path, world, depot):
+    store = open_store(tmp_path, world)
+    await take(store, world, depot, 1)
+    on_trial = await store.stage(frame_of(world, depot, 2), depot.fetch)
+    newer = await store.stage(frame_of(world, depot, 3), depot.fetch)
+
+    store.commit(on_trial)
+
+    assert {rule.policy for rule in newer.generation.normalised().rules.rules} == {"no-base64"}
+    assert store.commit(newer).number == 3
+    assert number_of(open_store(tmp_path, world)) == 3
+
+
 async def test_only_what_is_missing_is_fetched(tmp_path, world, depot):
     store = open_store(tmp_path, world)
     await take(store, world, depot, 1)
