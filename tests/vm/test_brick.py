@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from vm.lab import Lab, VmError
-from vm.test_boot import PROTECT_SECRET, SECRET, SYSTEMD, Edge
+from vm.lab import Lab, Machine, Vm, VmError
+from vm.test_boot import PROTECT_SECRET, SECRET, SYSTEMD, Edge, moves_pins
 from vm.test_main_job import Master, until
 
 pytestmark = pytest.mark.timeout(900)
@@ -52,6 +52,15 @@ NO_CAPABILITIES = MEANT.format(
 # Shows that it is enforced, and does no harm: it lingers on trial as long as the node can make no new connection.
 MARK = ("cat", "/etc/secret/mark")
 MARKED = MEANT.format(name="mark", what="file: {matchPaths: [{path: /etc/secret/mark}]}")
+NO_SHELLS = """
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorPolicy
+metadata: {name: no-shells}
+spec:
+  selector: {matchLabels: {role: remote}}
+  process: {matchPaths: [{path: /bin/bash}]}
+  action: Block
+"""
 # New connections to the master are dropped, also after a boot, as long as /etc/cut is there.
 CUT = """
 [Unit]
@@ -149,12 +158,12 @@ class Brick(Edge):
         return [data for data in found if data["state"] in _ENDED and data["generation"] == number]
 
 
-@pytest.fixture(scope="module")
-def made() -> Iterator[Brick]:
+@pytest.fixture(scope="module", params=[SYSTEMD, Machine("6.12")], ids=["6.1", "6.12"])
+def made(request: pytest.FixtureRequest) -> Iterator[Brick]:
     with tempfile.TemporaryDirectory() as work, Lab() as lab:
         master = Master(Path(work))
         try:
-            brick = Brick(lab.boot("edge-1", SYSTEMD, reach_host=True), master)
+            brick = Brick(lab.boot("edge-1", request.param, reach_host=True), master)
             brick.install()
             brick.vm.put("/etc/secret/mark", "seen\n")
             brick.vm.put(
@@ -322,6 +331,48 @@ def test_deadman_acts_without_any_capability(lonely: Brick) -> None:
 
     assert lonely.deadman()["errors"] == []
     assert "nobody confirmed it" in lonely.assert_back(number)
+
+
+def test_deadman_acts_although_the_enforcer_refuses_attempts_at_the_agent(brick: Brick) -> None:
+    vm = brick.vm
+    settings = vm.get("/etc/garrison/minion.toml").decode()
+    vm.put("/etc/garrison/minion.toml", f'{settings}tamper = "block"\n')
+    vm.check("systemctl", "restart", "garrison-minion")
+    vm.until(lambda: not moves_pins(vm), "the enforcer to be protected", 60)
+    before = brick.agent_pid()
+    until(lambda: link_is_up(vm, before), "that agent's link is up", 120)
+    brick.cut()
+    number = brick.apply_bad(MARKED)
+    brick.until_on_trial(number)
+    assert vm.run("kill", "-STOP", before).returncode != 0
+    vm.check("systemctl", "kill", "--signal=STOP", "garrison-minion")  # process 1 may
+
+    until(lambda: brick.tries(lambda: brick.is_over(number)), "the deadman acts", 120)
+
+    assert brick.deadman()["errors"] == []
+    until(lambda: brick.tries(lambda: brick.agent_pid() not in {"0", before}), "another agent runs", 180)
+    assert "nobody confirmed it" in brick.assert_back(number)
+    vm.put("/etc/garrison/minion.toml", settings)
+    vm.check("systemctl", "restart", "garrison-minion")
+
+
+def link_is_up(vm: Vm, pid: str) -> bool:
+    """Whether the agent with this number has its link."""
+    status = json.loads(vm.run("garrison", "minion", "status", "--json").stdout or "{}")
+    return (status.get("pid"), status.get("link")) == (int(pid), "connected")
+
+
+def test_node_refuses_a_policy_for_a_label_that_only_it_knows_to_be_on_sshd(brick: Brick) -> None:
+    vm = brick.vm
+    vm.put("/etc/systemd/system/ssh.service.d/labels.conf", "[X-Garrison]\nLabels=role=remote\n")
+    vm.until(lambda: "role=remote" in vm.check("garrison", "minion", "workloads", "--json"), "the label is known", 60)
+
+    number = brick.apply_bad(NO_SHELLS)
+
+    why = until(lambda: brick.ends(number), "it is over", 240)[-1]
+    assert (why["state"], "in ssh.service" in why["error"]) == ("failed", True), why
+    brick.assert_back(number)
+    vm.check("rm", "/etc/systemd/system/ssh.service.d/labels.conf")
 
 
 def test_harmless_policy_is_confirmed_and_holds_after_a_power_cut(brick: Brick) -> None:
