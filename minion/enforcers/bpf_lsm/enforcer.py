@@ -14,49 +14,46 @@ Owns: the programs' life, pins, generations. Does not own: what rules mean (``pr
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import struct
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from garrison.bpf.cgroups import CgroupNames, cgroup2_root
-from garrison.bpf.loader import BpfMap, MapType, Object, object_path, open_pinned_map
+from garrison.bpf.loader import BpfMap, Object, object_path, open_pinned_map
 from garrison.bpf.pathhash import KEY_BYTES, PathHasher
 from garrison.bpf.ring import RingReader
 from garrison.common.errors import BackendUnsupportedError, CompileError, GarrisonError, KernelError
 from garrison.common.frames import RuleReport
 from garrison.common.policy.rules import RuleSet
 from garrison.minion.enforcers.base import CgroupMade, Emit, Enforcer, EnforcerStatus, MapWrite, Probe
-from garrison.minion.enforcers.bpf_lsm.events import COUNTERS, lowered_event
+from garrison.minion.enforcers.bpf_lsm.copies import Copies
+from garrison.minion.enforcers.bpf_lsm.events import lowered_event
 from garrison.minion.enforcers.bpf_lsm.extension import extended, missing_profiles
+from garrison.minion.enforcers.bpf_lsm.figures import read_figures
 from garrison.minion.enforcers.bpf_lsm.inodes import Inodes, interpreter, packed_inode
-from garrison.minion.enforcers.bpf_lsm.layout import TABLES, Tables, TableType, lay_out, lay_out_cgroups, lay_out_extension
+from garrison.minion.enforcers.bpf_lsm.layout import TABLES, lay_out, lay_out_extension
 from garrison.minion.enforcers.bpf_lsm.options import PROTECTION, LsmOptions, Tamper
 from garrison.minion.enforcers.bpf_lsm.pins import OUR_TABLE, PinnedRules, Pins, remove
-from garrison.minion.enforcers.bpf_lsm.profiles import Placements, Profile, needed_profiles
 from garrison.minion.enforcers.bpf_lsm.program import Program, compile_program
 from garrison.minion.enforcers.bpf_lsm.report import BACKEND
-from garrison.minion.enforcers.bpf_lsm.residents import Residents, change_cgroups, missed_cgroups, shortage
-from garrison.minion.enforcers.bpf_lsm.subject_events import SUBJECT_COUNTERS
+from garrison.minion.enforcers.bpf_lsm.residents import Residents
 from garrison.minion.enforcers.bpf_lsm.suppressed import Suppressed
 from garrison.minion.enforcers.bpf_lsm.telling import Teller
+from garrison.minion.enforcers.cgroup_table import change_cgroups, lay_out_cgroups
+from garrison.minion.enforcers.profiles import Placements, Profile, needed_profiles, shortage
 from garrison.minion.workloads.model import Workload
 
 __all__ = ["PINS", "BpfLsmEnforcer"]
 
 PINS: Final = Path("/sys/fs/bpf/garrison")
-_INNER_MAP: Final = 1 << 12  # BPF_F_INNER_MAP: numbered tables of a copy may have any size
-_NO_PREALLOC: Final = 1  # BPF_F_NO_PREALLOC: room for rows that may never come
 _KEPT_GENERATIONS: Final = 8  # whose events may still be in the ring
 _ZERO: Final = bytes(4)
 _U32: Final = struct.Struct("=I")
 _OURS: Final = struct.Struct("=Q")
-_LOST_KEY: Final = struct.Struct("=II")
 
 Held = tuple[RuleSet, Program]
 
@@ -80,6 +77,7 @@ class BpfLsmEnforcer(Enforcer):
         self._changing = threading.RLock()  # held while a generation is made: figures can be asked for meanwhile
         self._probe: Probe | None = None
         self._maps: dict[str, BpfMap] = {}
+        self._copies = Copies(self._maps)
         self._hasher: PathHasher | None = None
         self._reader: RingReader | None = None
         self._teller: Teller | None = None
@@ -127,11 +125,10 @@ class BpfLsmEnforcer(Enforcer):
             number = self._generation + 1
             tables = lay_out(program, number, hasher=self._held_hasher(), inode_of=Inodes().of, placements=placements)
             copy = self._free_copy()
-            for name in TABLES:
-                self._fill(name, copy, tables)
+            self._copies.fill(copy, {name: tables[name] for name in TABLES})
             self._pins.rules.keep(number, program.rules, _KEPT_GENERATIONS)
             teller.rules[number] = program.rules
-            self._maps["active"].update(_ZERO, _U32.pack(copy))
+            self._copies.switch(copy)
             self._generation = number
             self._held, self._placements = (rules, program), placements
             self._residents.keep()
@@ -145,7 +142,7 @@ class BpfLsmEnforcer(Enforcer):
             raise BackendUnsupportedError(f"{BACKEND} cannot be used: {probe.reason}", hint=probe.hint)
         with self._lock:
             self._take_over()
-            self._kept, self._before = self._active(), (self._held, self._placements)
+            self._kept, self._before = self._copies.active, (self._held, self._placements)
             active, agent = self._maps["active"], self._maps["agent"]
             # Back to the copy; then nobody is the agent any more, so that protection lets the agent be ended and replaced.
             return (MapWrite(active.fd, _ZERO, _U32.pack(self._kept)), MapWrite(agent.fd, _ZERO, self._no_agent()))
@@ -156,7 +153,7 @@ class BpfLsmEnforcer(Enforcer):
             with self._lock:
                 kept, self._kept = self._kept, None
                 if kept is not None:
-                    self._maps["active"].update(_ZERO, _U32.pack(kept))
+                    self._copies.switch(kept)
                     self._held, self._placements = self._before
             if kept is not None:
                 self._catch_up()
@@ -184,7 +181,7 @@ class BpfLsmEnforcer(Enforcer):
         with self._lock:
             if self._teller is not None:
                 self._teller.sum_up()
-            counters = self._counters() | {"workloads": len(self._placements)}
+            counters = self._figures() | {"workloads": len(self._placements)}
             reader = self._reader
             gone = self._links - self._pins.links() if reader is not None else 0
         if reader is not None and not reader.alive:
@@ -253,13 +250,12 @@ class BpfLsmEnforcer(Enforcer):
             else:
                 return
         with self._lock:
-            active, kept = self._active(), self._kept
+            active, kept = self._copies.active, self._kept
             self._held, self._placements = self._settled(active, (rules, program), self._placements)
             if kept == active:
                 self._before = self._held, self._placements
-            elif (
-                kept is not None and self._before[0] is not None
-            ):  # the deadman may go back to it, and nobody be there to catch up
+            elif kept is not None and self._before[0] is not None:
+                # The deadman may go back to it, and nobody be there to catch up.
                 self._before = self._settled(kept, self._before[0], self._before[1])
             self._residents.keep()
 
@@ -270,7 +266,7 @@ class BpfLsmEnforcer(Enforcer):
         old = lay_out_cgroups(before, program.profiles, hasher)
         if self._kept is not None and (more := missing_profiles(program, after)):  # on trial there is no copy to build another in
             program = self._extended(copy, rules, program, more)
-        with self._inner("cgroups", copy) as table:
+        with self._copies.opened("cgroups", copy) as table:
             change_cgroups(table, self._maps["workload_figures"], old, lay_out_cgroups(after, program.profiles, hasher))
         return (rules, program), after
 
@@ -282,10 +278,9 @@ class BpfLsmEnforcer(Enforcer):
             _log.error("workloads=untold error=%s", err)
         if grown is None:
             return program  # what is new counts as unknown: it is refused what any workload is; the status tells
-        heads = self._head(copy), self._head(copy, "subject_heads")
+        heads = self._copies.first_row("heads", copy), self._copies.first_row("subject_heads", copy)
         tables = lay_out_extension(grown, _U32.unpack_from(heads[0])[0], hasher=self._held_hasher(), heads=heads)
-        for name in tables:
-            self._fill(name, copy, tables)
+        self._copies.fill(copy, tables)
         self._protect()
         return grown
 
@@ -303,7 +298,8 @@ class BpfLsmEnforcer(Enforcer):
             self._pins.install()
         self._maps = self._pins.open_maps()
         self._hasher = PathHasher(self._maps["secret"].lookup(_ZERO) or bytes(KEY_BYTES))
-        head = self._head(self._active())
+        self._copies = Copies(self._maps)
+        head = self._copies.first_row("heads", self._copies.active)
         kept = self._pins.rules.load()
         # Above what was on trial and taken back, too: its events may be in the ring still, to be named by its rules.
         self._generation = max([_U32.unpack_from(head)[0] if head else 0, *kept])
@@ -345,7 +341,7 @@ class BpfLsmEnforcer(Enforcer):
     # ---- protecting itself -----------------------------------------------------------------------------------------------
     def _protect(self) -> None:
         """Tell the kernel which tables are ours now, and where the pins are."""
-        tables = {_OURS.pack(number << 1) for number in self._table_ids()}
+        tables = {_OURS.pack(number << 1) for number in self._copies.ids()}
         ours = self._maps["ours"]
         for key in set(ours.keys()) - tables:
             if ours.lookup(key) == OUR_TABLE:
@@ -360,12 +356,6 @@ class BpfLsmEnforcer(Enforcer):
         held.update(_ZERO, PROTECTION.pack(at[1], at[0], wanted))
         if wanted < before:
             self._emit(lowered_event(before.name.lower(), wanted.name.lower()))
-
-    def _table_ids(self) -> Iterator[int]:
-        for name in TABLES:
-            for copy in (0, 1):
-                if raw := self._maps[name].lookup(_U32.pack(copy)):
-                    yield _U32.unpack(raw)[0]
 
     def _forget_agent(self) -> None:
         """From now on the next agent may take over, as if this one had died."""
@@ -389,72 +379,20 @@ class BpfLsmEnforcer(Enforcer):
             raise KernelError(0, "read the key of path hashes")
         return self._hasher
 
-    def _active(self) -> int:
-        number: int = _U32.unpack(self._maps["active"].lookup(_ZERO) or _ZERO)[0]
-        return number & 1
-
     def _free_copy(self) -> int:
-        free = 1 - self._active()
+        free = 1 - self._copies.active
         if free == self._kept:
             raise KernelError(errno.EBUSY, "write new tables while those before are kept for the way back")
         return free
 
-    def _head(self, copy: int, name: str = "heads") -> bytes:
-        if self._maps[name].lookup(_U32.pack(copy)) is None:
-            return b""
-        with self._inner(name, copy) as table:
-            return table.lookup(_ZERO) or b""
-
-    @contextlib.contextmanager
-    def _inner(self, name: str, copy: int) -> Iterator[BpfMap]:
-        number: int = _U32.unpack(self._maps[name].lookup(_U32.pack(copy)) or _ZERO)[0]
-        table = BpfMap.by_id(number, name=name)
-        try:
-            yield table
-        finally:
-            table.close()
-
-    def _fill(self, name: str, copy: int, tables: Tables) -> None:
-        rows, kind = tables[name], TABLES[name]
-        made = _make_table(name, kind, len(rows))
-        try:
-            made.update_batch(rows)
-            self._maps[name].update(_U32.pack(copy), _U32.pack(made.fd))
-        finally:
-            made.close()  # the outer map holds it
-
     # ---- figures and events ------------------------------------------------------------------------------------------------
-    def _counters(self) -> dict[str, int]:
-        if not self._maps:
+    def _figures(self) -> dict[str, int]:
+        if not self._maps or self._teller is None:
             return {}
-        total: Counter[str] = Counter()
-        for index, name in enumerate(COUNTERS):
-            total[name] = self._maps["counters"].lookup_sum(_U32.pack(index))
-        for index, name in enumerate(SUBJECT_COUNTERS):
-            total[name] = self._maps["subject_counters"].lookup_sum(_U32.pack(index))
-        total["cgroups_missed"] = missed_cgroups(self._maps["workload_figures"])
-        lost = self._maps["lost"]
-        for key in list(lost.keys()):
-            name = self._lost_name(*_LOST_KEY.unpack(key))
-            total[f"lost.{name}"] += struct.unpack("=Q", lost.lookup(key) or bytes(8))[0]
-        total["unknown"] = self._teller.unknown if self._teller else 0
-        return dict(total)
-
-    def _lost_name(self, generation: int, number: int) -> str:
-        if not generation:
-            return "tamper"
-        rule = self._teller.rule(generation, number) if self._teller else None
-        return rule.id if rule else f"generation-{generation}"
+        return read_figures(self._maps, self._teller.rule) | {"unknown": self._teller.unknown}
 
     def _cgroup(self, number: int) -> str:
         return self._names.path(number) if self._names else ""
-
-
-def _make_table(name: str, kind: TableType, rows: int) -> BpfMap:
-    if kind.rows_max:
-        return BpfMap.create(MapType.HASH, kind.key_bytes, kind.value_bytes, kind.rows_max, name=name, flags=_NO_PREALLOC)
-    map_type, flags = (MapType.HASH, 0) if kind.keyed else (MapType.ARRAY, _INNER_MAP)
-    return BpfMap.create(map_type, kind.key_bytes, kind.value_bytes, max(rows, 1), name=name, flags=flags)
 
 
 def _active_lsms() -> list[str]:

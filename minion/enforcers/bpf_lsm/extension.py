@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 
 from garrison.common import limits
 from garrison.common.policy.rules import RuleSet
-from garrison.minion.enforcers.bpf_lsm.profiles import UNKNOWN_PROFILE, Placements, Profile, needed_profiles
 from garrison.minion.enforcers.bpf_lsm.program import Program, compile_program
+from garrison.minion.enforcers.profiles import UNKNOWN_PROFILE, Placements, Profile, needed_profiles
 
 __all__ = ["extended", "missing_profiles"]
 

@@ -19,11 +19,12 @@ from garrison.common import limits
 from garrison.common.policy.match import Decision
 from garrison.common.policy.rules import Entity, PathKind, PathTarget, Verdict
 from garrison.minion.enforcers.bpf_lsm.domains import domain_hash
-from garrison.minion.enforcers.bpf_lsm.profiles import HOST_PROFILE, Placements, Profiles, profile_part, workload_scopes
 from garrison.minion.enforcers.bpf_lsm.program import Node, PathSets, Program, Record
 from garrison.minion.enforcers.bpf_lsm.subjects import SUBJECTS, capability_bits, preset_bits
+from garrison.minion.enforcers.cgroup_table import CGROUP_KEY_BYTES, CGROUP_ROW_BYTES, lay_out_cgroups
+from garrison.minion.enforcers.profiles import HOST_PROFILE, Placements, profile_part, workload_scopes
 
-__all__ = ["ENTITIES", "TABLES", "TableType", "Tables", "lay_out", "lay_out_cgroups", "lay_out_extension", "rule_at"]
+__all__ = ["ENTITIES", "TABLES", "TableType", "Tables", "lay_out", "lay_out_extension", "rule_at"]
 
 ENTITIES: Final = (Entity.PROCESS, Entity.FILE)  # enum entity
 _VERDICTS: Final = {Verdict.ALLOW: 1, Verdict.AUDIT: 2, Verdict.BLOCK: 3}  # enum verdict; 0: nothing fired or granted
@@ -81,7 +82,7 @@ TABLES: Final[Mapping[str, TableType]] = {
     "inodes": TableType(True, _INODE.size, _TRIPLE.size),
     "subject_heads": TableType(False, 4, _SUBJECT_HEAD.size),
     "class_capabilities": TableType(True, 4, 8),
-    "cgroups": TableType(True, 8, _PAIR.size, rows_max=limits.LSM_WORKLOADS_MAX),
+    "cgroups": TableType(True, CGROUP_KEY_BYTES, CGROUP_ROW_BYTES, rows_max=limits.LSM_WORKLOADS_MAX),
     "domains": TableType(True, 8, _PAIR.size),
 }
 
@@ -141,14 +142,6 @@ def lay_out_extension(program: Program, generation: int, *, hasher: PathHasher, 
         "heads": {
             _U32.pack(0): _head(program, generation, has_anchors=bool(before[_HAS_ANCHORS]), has_inodes=bool(before[_HAS_INODES]))
         },
-    }
-
-
-def lay_out_cgroups(placements: Placements, profiles: Profiles, hasher: PathHasher) -> dict[bytes, bytes]:
-    """Return the table of cgroups alone, which changes more often than rules do."""
-    return {
-        _U64.pack(hasher.path(path)): _PAIR.pack(profiles.number(placed.profile), placed.sticky)
-        for path, placed in placements.items()
     }
 
 

@@ -29,7 +29,8 @@ from garrison.common.policy.match import Decision, Operation, makes_list, weigh,
 from garrison.common.policy.rules import Entity, Mode, PathKind, PathTarget, Rule, RuleSet, Verdict, WorkloadScope
 from garrison.minion.enforcers.bpf_lsm.dfa import Dfa, build_dfa
 from garrison.minion.enforcers.bpf_lsm.domains import Domains, number_domains
-from garrison.minion.enforcers.bpf_lsm.profiles import (
+from garrison.minion.enforcers.bpf_lsm.subjects import SUBJECTS, subject_set, subject_sets
+from garrison.minion.enforcers.profiles import (
     ANY_CLASS,
     CLASS_MAX,
     HOST_PROFILE,
@@ -40,7 +41,6 @@ from garrison.minion.enforcers.bpf_lsm.profiles import (
     speaks_in,
     subject_of,
 )
-from garrison.minion.enforcers.bpf_lsm.subjects import SUBJECTS, subject_set, subject_sets
 
 __all__ = [
     "ARGS_LISTED",

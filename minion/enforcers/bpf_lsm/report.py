@@ -7,8 +7,9 @@ from typing import Final
 
 from garrison.common.frames import RuleReport
 from garrison.common.policy.rules import Entity, Mode, Other, Rule, RuleSet, RuleStatus, Verdict, WorkloadScope
+from garrison.minion.enforcers.profiles import NO_WORKLOAD
 
-__all__ = ["BACKEND", "NO_WORKLOAD", "report_rules"]
+__all__ = ["BACKEND", "report_rules"]
 
 BACKEND: Final = "bpf_lsm"
 _ENTITIES: Final = (Entity.PROCESS, Entity.FILE, Entity.NETWORK, Entity.CAPABILITY, Entity.DNS, Entity.PRESET)
@@ -20,9 +21,6 @@ _DOMAINS: Final = (
     "held for queries to port 53; not for DNS over TLS or HTTPS, nor where a local service is asked for a name in another way"
     " than by DNS (nss-resolve, nscd)"
 )
-
-
-NO_WORKLOAD: Final = "no workload of this node matches now; it holds in one that does as soon as that is there"
 
 
 def report_rules(rules: RuleSet, matched: Iterable[WorkloadScope] = (), shortage: str = "") -> tuple[RuleReport, ...]:

@@ -1,12 +1,10 @@
-"""Who runs on the node, and the kernel's table of it, kept up to date between generations; and cgroups as they are made.
+"""Who runs on the node, and cgroups as they are made.
 
 Rules of this file:
-- The table of the active copy is changed in place: entries are set before others are taken away, then the epoch rises, and each
-  task looks anew at its next operation.
 - A workload whose combination of scopes this generation does not know counts as unknown: rules of every scope that refuse or
   watch hold in it. The enforcer makes a new generation then, if it can.
 - Until it is told what runs, it takes what the agent before it knew.
-Owns: these maps. Does not own: generations (``enforcer``), what a profile is (``profiles``).
+Owns: what is known of workloads. Does not own: generations (``enforcer``), profiles, their table (``cgroup_table``).
 """
 
 from __future__ import annotations
@@ -23,29 +21,16 @@ from garrison.common.frames import RuleReport
 from garrison.common.policy.rules import RuleSet
 from garrison.minion.enforcers.base import CgroupMade
 from garrison.minion.enforcers.bpf_lsm.pins import Pins
-from garrison.minion.enforcers.bpf_lsm.profiles import UNKNOWN_PROFILE, Placements, Profiles, place_workloads, workload_scopes
 from garrison.minion.enforcers.bpf_lsm.report import report_rules
+from garrison.minion.enforcers.profiles import Placements, place_workloads, workload_scopes
 from garrison.minion.workloads.model import Workload
 
-__all__ = ["CGROUP_RECORD_BYTES", "Residents", "change_cgroups", "decode_cgroup", "missed_cgroups", "shortage"]
+__all__ = ["CGROUP_RECORD_BYTES", "Residents", "decode_cgroup", "missed_cgroups"]
 
 _U32: Final = struct.Struct("=I")
-_EPOCH, _MISSED = (_U32.pack(figure) for figure in (0, 1))  # enum workload_figure
+_MISSED: Final = _U32.pack(1)  # CGROUPS_MISSED of enum workload_figure
 _RECORD: Final = struct.Struct("=Q1024s")  # struct cgroup_made
 CGROUP_RECORD_BYTES: Final = _RECORD.size
-
-
-def change_cgroups(table: BpfMap, figures: BpfMap, before: Mapping[bytes, bytes], after: Mapping[bytes, bytes]) -> None:
-    """Make the active table hold ``after`` instead of ``before``, and have tasks look anew.
-
-    Raises:
-        KernelError: Not all of it could be written; the rest is as before.
-    """
-    table.update_batch({key: value for key, value in after.items() if before.get(key) != value})
-    for key in before.keys() - after.keys():
-        table.delete(key)
-    (epoch,) = _U32.unpack(figures.lookup(_EPOCH) or bytes(4))
-    figures.update(_EPOCH, _U32.pack(epoch + 1 & 0xFFFF_FFFF))
 
 
 def decode_cgroup(raw: bytes) -> CgroupMade:
@@ -119,17 +104,6 @@ class Residents:
         if self._feed is not None:
             self._feed.close()
             self._feed = None
-
-
-def shortage(placements: Placements, profiles: Profiles) -> str:
-    """Say why workloads of the node could not be told apart; empty when they are."""
-    unknown = sum(profiles.number(placement.profile) == UNKNOWN_PROFILE for placement in placements.values())
-    if not unknown:
-        return ""
-    return (
-        f"{unknown} of this node's workloads are selected in more ways than fit: every rule for workloads that blocks or audits"
-        " holds in them, and none that allows"
-    )
 
 
 def missed_cgroups(figures: BpfMap) -> int:

@@ -19,7 +19,7 @@ from garrison.common.policy.match import Decision, Operation
 from garrison.common.policy.models import CAPABILITIES, PRESETS, PROTOCOLS
 from garrison.common.policy.protocols import socket_names
 from garrison.common.policy.rules import Entity, Other, Protocol, Rule, Verdict
-from garrison.minion.enforcers.bpf_lsm.profiles import ANY_CLASS, HOST_PROFILE, class_part, fallbacks, profile_part, subject_of
+from garrison.minion.enforcers.profiles import ANY_CLASS, HOST_PROFILE, class_part, fallbacks, profile_part, subject_of
 
 __all__ = [
     "SUBJECTS",

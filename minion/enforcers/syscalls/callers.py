@@ -1,7 +1,7 @@
 """Who runs on the node, as system call rules for workloads tell callers apart, and the kernel's table of it.
 
 Rules of this file:
-- Profiles, places and their table are those of the kernel enforcer (``bpf_lsm.profiles``, ``bpf/include/workloads.h``).
+- Profiles, places and their table are those of the kernel enforcer (``profiles``, ``cgroup_table``, ``bpf/include/workloads.h``).
 - Each generation of rules has one of two copies of the table, which is filled before its rows are put in place, and changed in
   place while they hold.
 - A workload whose combination of scopes this generation does not know counts as unknown until there is a new one.
@@ -13,28 +13,25 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Final
 
 from garrison.bpf.loader import NO_PREALLOC, BpfMap, MapType, Object
 from garrison.bpf.pathhash import PathHasher
 from garrison.common import limits
 from garrison.common.policy.rules import Entity, RuleSet, WorkloadScope
-from garrison.minion.enforcers.bpf_lsm.layout import TABLES, lay_out_cgroups
-from garrison.minion.enforcers.bpf_lsm.profiles import (
+from garrison.minion.enforcers.cgroup_table import CGROUP_KEY_BYTES, CGROUP_ROW_BYTES, change_cgroups, lay_out_cgroups
+from garrison.minion.enforcers.profiles import (
     UNKNOWN_PROFILE,
     Placements,
     Profiles,
     needed_profiles,
     place_workloads,
+    shortage,
     workload_scopes,
 )
-from garrison.minion.enforcers.bpf_lsm.residents import change_cgroups, shortage
 from garrison.minion.enforcers.syscalls.plan import Plan
 from garrison.minion.workloads.model import Workload
 
 __all__ = ["Callers"]
-
-_TABLE: Final = TABLES["cgroups"]
 
 
 class Callers:
@@ -90,7 +87,7 @@ class Callers:
         """
         # Without rules for workloads it is emptied: its numbers were another generation's.
         room = limits.LSM_WORKLOADS_MAX if plan.placed else 1
-        table = BpfMap.create(MapType.HASH, _TABLE.key_bytes, _TABLE.value_bytes, room, name="cgroups", flags=NO_PREALLOC)
+        table = BpfMap.create(MapType.HASH, CGROUP_KEY_BYTES, CGROUP_ROW_BYTES, room, name="cgroups", flags=NO_PREALLOC)
         try:
             table.update_batch(lay_out_cgroups(plan.placements if plan.placed else {}, plan.profiles, self._hasher))
             made.maps["cgroups"].update(_copy(plan), struct.pack("=I", table.fd))

@@ -22,7 +22,7 @@ import msgspec
 from garrison.bpf.pathhash import PathHasher
 from garrison.common.policy.match import Decision, Operation, decide, source_matches
 from garrison.common.policy.rules import Entity, HostScope, Other, Rule, RuleSet, SyscallPath, Verdict, WorkloadScope
-from garrison.minion.enforcers.bpf_lsm.profiles import HOST_PROFILE, Placements, Profiles, needed_profiles, speaks_in
+from garrison.minion.enforcers.profiles import HOST_PROFILE, Placements, Profiles, needed_profiles, speaks_in
 from garrison.minion.enforcers.program_row import directories_above, encode_key, flags_of, samples_of
 from garrison.minion.enforcers.syscalls.layout import TARGET_MAX_BYTES, encode_row, encode_target
 from garrison.minion.enforcers.syscalls.shapes import OFTEN, SHAPES

@@ -7,7 +7,7 @@ from typing import Final
 
 from garrison.common.frames import RuleReport
 from garrison.common.policy.rules import Entity, Mode, Rule, RuleSet, RuleStatus, Verdict, WorkloadScope
-from garrison.minion.enforcers.bpf_lsm.report import NO_WORKLOAD
+from garrison.minion.enforcers.profiles import NO_WORKLOAD
 from garrison.minion.enforcers.program_row import SOURCE_DEPTH_MAX
 from garrison.minion.enforcers.syscalls.plan import call_names, path_of
 from garrison.minion.enforcers.syscalls.shapes import SHAPES

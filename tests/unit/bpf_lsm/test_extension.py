@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unit.bpf_lsm.test_profiles import OPERATIONS, RULESETS, WORKLOADS
 
 from garrison.bpf.pathhash import KEY_BYTES, PathHasher
 from garrison.common import limits
@@ -12,9 +13,8 @@ from garrison.common.policy.match import decide
 from garrison.common.policy.rules import Entity, PathKind, PathTarget, Posture, Postures, Rule, RuleSet, Verdict, WorkloadScope
 from garrison.minion.enforcers.bpf_lsm.extension import extended, missing_profiles
 from garrison.minion.enforcers.bpf_lsm.layout import TABLES, lay_out, lay_out_extension
-from garrison.minion.enforcers.bpf_lsm.profiles import Placement, Profiles, needed_profiles, place_workloads, workload_scopes
 from garrison.minion.enforcers.bpf_lsm.program import compile_program
-from unit.bpf_lsm.test_profiles import OPERATIONS, RULESETS, WORKLOADS
+from garrison.minion.enforcers.profiles import Placement, Profiles, needed_profiles, place_workloads, workload_scopes
 
 HASHER = PathHasher(bytes(range(KEY_BYTES)))
 PER_PROFILE = {"records", "rows", "args", "class_capabilities"}

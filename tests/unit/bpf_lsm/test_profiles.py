@@ -25,7 +25,9 @@ from garrison.common.policy.rules import (
     Verdict,
     WorkloadScope,
 )
-from garrison.minion.enforcers.bpf_lsm.profiles import (
+from garrison.minion.enforcers.bpf_lsm.program import compile_program
+from garrison.minion.enforcers.bpf_lsm.subjects import capability_bits
+from garrison.minion.enforcers.profiles import (
     HOST_PROFILE,
     UNKNOWN_PROFILE,
     Placement,
@@ -36,8 +38,6 @@ from garrison.minion.enforcers.bpf_lsm.profiles import (
     subject_of,
     workload_scopes,
 )
-from garrison.minion.enforcers.bpf_lsm.program import compile_program
-from garrison.minion.enforcers.bpf_lsm.subjects import capability_bits
 from garrison.minion.workloads.model import Workload, WorkloadKind
 
 LABELS = ["a=1", "a=2", "b=1", "c=1"]

@@ -10,9 +10,8 @@ import pytest
 from garrison.common.errors import FrameError, KernelError
 from garrison.common.policy.rules import Entity, PathKind, PathTarget, Rule, RuleSet, RuleStatus, Verdict, WorkloadScope
 from garrison.minion.enforcers.base import CgroupMade
-from garrison.minion.enforcers.bpf_lsm.profiles import Placement, Profiles
-from garrison.minion.enforcers.bpf_lsm.report import NO_WORKLOAD
-from garrison.minion.enforcers.bpf_lsm.residents import CGROUP_RECORD_BYTES, Residents, decode_cgroup, shortage
+from garrison.minion.enforcers.bpf_lsm.residents import CGROUP_RECORD_BYTES, Residents, decode_cgroup
+from garrison.minion.enforcers.profiles import NO_WORKLOAD, Placement, Profiles, shortage
 from garrison.minion.workloads.model import Workload, WorkloadKind
 
 WEB = Workload(kind=WorkloadKind.UNIT, name="web", labels=frozenset({"app=web"}), cgroup="/web.service")

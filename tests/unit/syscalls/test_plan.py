@@ -22,8 +22,7 @@ from garrison.common.policy.rules import (
     Verdict,
     WorkloadScope,
 )
-from garrison.minion.enforcers.bpf_lsm.profiles import HOST_PROFILE, UNKNOWN_PROFILE, Placement, Profile
-from garrison.minion.enforcers.bpf_lsm.report import NO_WORKLOAD
+from garrison.minion.enforcers.profiles import HOST_PROFILE, NO_WORKLOAD, UNKNOWN_PROFILE, Placement, Profile
 from garrison.minion.enforcers.program_row import RowKind, encode_key
 from garrison.minion.enforcers.syscalls.layout import ROW_BYTES, encode_target
 from garrison.minion.enforcers.syscalls.numbers import NUMBERS

@@ -28,6 +28,7 @@ __all__ = [
     "ANY_CLASS",
     "CLASS_MAX",
     "HOST_PROFILE",
+    "NO_WORKLOAD",
     "UNKNOWN_PROFILE",
     "Placement",
     "Placements",
@@ -38,6 +39,7 @@ __all__ = [
     "needed_profiles",
     "place_workloads",
     "profile_part",
+    "shortage",
     "speaks_in",
     "subject_of",
     "workload_scopes",
@@ -49,6 +51,7 @@ UNKNOWN_PROFILE: Final = 1
 _FIRST_PROFILE: Final = 2
 _CLASS_BITS: Final = 22  # CLASS_BITS of rule_tables.h
 CLASS_MAX: Final = (1 << _CLASS_BITS) - 1
+NO_WORKLOAD: Final = "no workload of this node matches now; it holds in one that does as soon as that is there"
 
 Profile = frozenset[WorkloadScope]
 
@@ -165,6 +168,17 @@ def needed_profiles(placements: Placements) -> list[Profile]:
     """Return the profiles in ``placements`` to be numbered: at most ``LSM_PROFILES_MAX``, the most used."""
     counted = Counter(placement.profile for placement in placements.values() if placement.profile)
     return [profile for profile, _ in counted.most_common(limits.LSM_PROFILES_MAX)]
+
+
+def shortage(placements: Placements, profiles: Profiles) -> str:
+    """Say why workloads of the node could not be told apart; empty when they are."""
+    unknown = sum(profiles.number(placement.profile) == UNKNOWN_PROFILE for placement in placements.values())
+    if not unknown:
+        return ""
+    return (
+        f"{unknown} of this node's workloads are selected in more ways than fit: every rule for workloads that blocks or audits"
+        " holds in them, and none that allows"
+    )
 
 
 class _Matcher:
