@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit.bpf_lsm.test_profiles import OPERATIONS, RULESETS, WORKLOADS
 
 from garrison.bpf.pathhash import KEY_BYTES, PathHasher
 from garrison.common import limits
@@ -15,6 +14,7 @@ from garrison.minion.enforcers.bpf_lsm.extension import extended, missing_profil
 from garrison.minion.enforcers.bpf_lsm.layout import TABLES, lay_out, lay_out_extension
 from garrison.minion.enforcers.bpf_lsm.program import compile_program
 from garrison.minion.enforcers.profiles import Placement, Profiles, needed_profiles, place_workloads, workload_scopes
+from unit.bpf_lsm.test_profiles import OPERATIONS, RULESETS, WORKLOADS
 
 HASHER = PathHasher(bytes(range(KEY_BYTES)))
 PER_PROFILE = {"records", "rows", "args", "class_capabilities"}
