@@ -26,8 +26,7 @@ class BypassTable:
         """Note what became of a test, by kernel."""
         if report.when == "call" or report.failed:
             path, _, rest = report.nodeid.partition("::")
-            name, _, parameters = rest.partition("[")
-            kernel = next((k for k in KERNELS if k in parameters.rstrip("]").split("-")), "")
+            name, kernel = rest.partition("[")[0], _kernel_of(report.nodeid)
             test = f"{Path(path).resolve().relative_to(_HERE)}::{name}"
             self._found[test, kernel].append(report.outcome)
 
@@ -43,8 +42,14 @@ class BypassTable:
         )
 
 
+def _kernel_of(nodeid: str) -> str:
+    """Return the kernel that a test's parameters name; empty for none."""
+    return next((kernel for kernel in KERNELS if kernel in nodeid.partition("[")[2].rstrip("]").split("-")), "")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the page to write."""
+    """Add the page to write, and the kernel to run on."""
+    parser.addoption("--kernel", choices=KERNELS, help="of tests on several kernels only those on this one")
     parser.addoption("--bypass-table", type=Path, help="write what this run finds about known tricks to this page")
 
 
@@ -54,8 +59,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(BypassTable(page))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Allow for the boot that the first VM of a kind takes, and for a busy machine."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out other kernels; allow for the boot that the first VM of a kind takes, and for a busy machine."""
+    wanted = config.getoption("kernel", None)
+    others = [item for item in items if wanted and _kernel_of(item.nodeid) not in {wanted, ""}]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
     for item in items:
         if "/tests/vm/" in str(item.path):
             item.add_marker(pytest.mark.root)

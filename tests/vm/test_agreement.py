@@ -24,6 +24,8 @@ from garrison.common.policy.match import Decision, Operation, decide
 from garrison.common.policy.rules import Entity, Mode, PathKind, PathTarget, Posture, Postures, Rule, RuleSet, Source, Verdict
 from vm.lab import K61, K612, Background, Lab, Machine, Vm
 
+pytestmark = pytest.mark.long
+
 ROOT = "/agree"
 PROGRAMS = [f"{ROOT}/a", f"{ROOT}/d/b", f"{ROOT}/d/e/c"]  # they act
 STARTED = [f"{ROOT}/x", f"{ROOT}/d/x", f"{ROOT}/d/e/y"]  # and start these

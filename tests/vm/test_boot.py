@@ -16,6 +16,8 @@ import pytest
 from vm.lab import Lab, Machine, Vm
 from vm.test_main_job import Master, until
 
+pytestmark = pytest.mark.long
+
 SYSTEMD = Machine("6.1")
 SECRET = ("cat", "/etc/secret/api.key")
 ENCODER = ("sh", "-c", "base64 /etc/hostname")

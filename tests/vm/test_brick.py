@@ -20,7 +20,7 @@ from vm.lab import Lab, Machine, Vm, VmError
 from vm.test_boot import PROTECT_SECRET, SECRET, SYSTEMD, Edge, moves_pins
 from vm.test_main_job import Master, until
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
 
 MEANT = """
 apiVersion: security.kubearmor.com/v1

@@ -13,6 +13,8 @@ import pytest
 from vm.lab import BENCH, K61, K612, PREEMPT_FULL, SELINUX, Lab, Machine, VmError, VmTimeoutError
 from vm.payload import CHECKOUT
 
+pytestmark = pytest.mark.long
+
 KERNELS = [pytest.param(K61, id="6.1"), pytest.param(K612, id="6.12")]
 
 # Denies syslog(2) to everybody: a hook that nothing in an idle guest uses, so the VM stays usable.

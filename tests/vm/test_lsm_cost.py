@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from vm.cost import Cost, rules
 from vm.lab import Lab
+
+pytestmark = pytest.mark.long
 
 
 def test_cost_does_not_grow_with_the_number_of_rules(lab: Lab, tmp_path: Path) -> None:

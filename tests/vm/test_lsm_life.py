@@ -11,6 +11,8 @@ from garrison.common.events import Event, Kind
 from vm.lab import K61, K612, Lab, Machine
 from vm.lsm import REFUSED, Guard, file, process
 
+pytestmark = pytest.mark.long
+
 # Opens a file, or starts a program, over and over and counts what came of it.
 OPENS = r"""
 #include <errno.h>

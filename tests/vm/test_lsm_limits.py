@@ -14,6 +14,8 @@ from garrison.minion.workloads.model import Workload, WorkloadKind
 from vm.lab import K61, K612, Lab
 from vm.lsm import Guard, file, process
 
+pytestmark = pytest.mark.long
+
 _CGROUPS = "/sys/fs/cgroup"
 KERNELS = [pytest.param(replace(machine, memory_mib=1024), id=machine.kernel) for machine in (K61, K612)]
 

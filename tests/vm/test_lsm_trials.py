@@ -13,6 +13,8 @@ from vm.lab import K61, K612, Lab
 from vm.lsm import file
 from vm.test_lsm_workloads import WEB, Site, workload
 
+pytestmark = pytest.mark.long
+
 DB = WorkloadScope(labels=("app=db",))
 FILES = ("/srv/t/old-web", "/srv/t/old-db", "/srv/t/new-web", "/srv/t/new-db")
 BEFORE = (file(FILES[0], scope=WEB), file(FILES[1], scope=DB))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from vm.lab import Lab
 from vm.race import run_race
+
+pytestmark = pytest.mark.long
 
 EVALUATIONS = 100_000
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from vm.lab import Lab, Machine
+
+pytestmark = pytest.mark.long
 
 UNIT = Path(__file__).resolve().parents[2] / "minion" / "garrison-minion.service"
 SYSTEMD = Machine("6.1")

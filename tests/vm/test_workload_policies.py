@@ -12,6 +12,8 @@ import pytest
 from vm.lab import Lab, Machine, Vm
 from vm.test_main_job import GARRISON, ROOT, Master, join, until
 
+pytestmark = pytest.mark.long
+
 KERNELS = [pytest.param(Machine(kernel, memory_mib=1024), id=kernel) for kernel in ("6.1", "6.12")]
 IMAGE = """
 set -e

@@ -11,6 +11,8 @@ import pytest
 
 from vm.lab import Lab, Machine, Vm
 
+pytestmark = pytest.mark.long
+
 SYSTEMD = Machine("6.1", memory_mib=1024)
 IMAGE = """
 set -e
