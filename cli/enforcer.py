@@ -58,16 +58,19 @@ def status_command(settings: Any, *, as_json: bool) -> None:
 
     from garrison.minion.arming import read_record
     from garrison.minion.break_glass import look_for_glass
+    from garrison.minion.enforcers.usb.holdings import Holdings, HoldingsFile
     from garrison.minion.kernel_state import read_firewall_state, read_kernel_state
 
     _need_root("the pins are root's")
     states, firewall, glass = read_kernel_state(), read_firewall_state(), look_for_glass()
+    usb = HoldingsFile(settings.runtime_dir).read()
     confirmed, trial = _confirmed(settings), read_record(settings.runtime_dir)
     if as_json:
         document = {
             "enforcing": any(state.programs and state.generation for state in states) or bool(firewall and firewall.chains),
             "versions": msgspec.to_builtins(states),
             "firewall": msgspec.to_builtins(firewall),
+            "usb": {"shut": bool(usb.defaults), "refused": sorted(name for name, _ in usb.refused)},
             "break_glass": {"broken": glass.broken, "why": glass.why},
             "confirmed_generation": confirmed,
             "trial": None if trial is None else {**msgspec.to_builtins(trial), "left_s": trial.left_s},
@@ -83,6 +86,9 @@ def status_command(settings: Any, *, as_json: bool) -> None:
         console.print("the kernel enforces nothing of garrison's without the agent: nothing is pinned, and there is no table")
     for state in states:
         _print_state(state)
+    if usb != Holdings():
+        refused = ", ".join(sorted(name for name, _ in usb.refused)) or "none"
+        console.print(f"usb         new devices {'wait for the agent' if usb.defaults else 'are let in'}; refused: {refused}")
     if firewall is not None:
         figures = ", ".join(f"{name} {count}" for name, count in firewall.counters.items())
         held = f"{', '.join(firewall.chains)}; {figures}" if firewall.chains else "on no hook: nothing is enforced"
@@ -138,13 +144,17 @@ def release_command(ctx: click.Context, settings: Any, *, yes: bool, force: bool
     from garrison.minion import release_note
     from garrison.minion.enforcers.bpf_lsm.enforcer import PINS, BpfLsmEnforcer
     from garrison.minion.enforcers.nftables import NftablesEnforcer
+    from garrison.minion.enforcers.usb import UsbEnforcer
+    from garrison.minion.enforcers.usb.holdings import Holdings, HoldingsFile
     from garrison.minion.identity import is_held
     from garrison.minion.kernel_state import read_firewall_state, read_kernel_state
 
     _need_root("enforcement is root's to take away")
-    states = read_kernel_state()
-    if not states and read_firewall_state() is None:
-        err_console().print("nothing to release: nothing is pinned in the kernel, and there is no firewall table")
+    states, devices = read_kernel_state(), HoldingsFile(settings.runtime_dir)
+    if not states and read_firewall_state() is None and devices.read() == Holdings():
+        err_console().print(
+            "nothing to release: nothing is pinned in the kernel, there is no firewall table, and no USB device is kept out"
+        )
         return
     agent_runs = is_held(settings.directory)
     if agent_runs and not force:
@@ -171,6 +181,7 @@ def release_command(ctx: click.Context, settings: Any, *, yes: bool, force: bool
     except OSError as err:
         raise KernelError(err.errno or 0, f"release {PINS}") from err
     NftablesEnforcer(lambda _: None).release()
+    UsbEnforcer(lambda _: None, runtime_dir=settings.runtime_dir).release()
     # An agent that runs puts its table back, then finds the note, and takes the table away itself.
     left = [*read_kernel_state(), *filter(None, [None if agent_runs else read_firewall_state()])]
     err_console().print("released: the kernel enforces nothing of garrison's" if not left else f"[red]still there:[/] {left}")

@@ -77,6 +77,7 @@ class PostureEntry(_Model):
     file: _Posture = None
     network: _Posture = None
     capability: _Posture = None
+    device: _Posture = None
 
 
 class ConfirmEntry(_Model):
@@ -228,7 +229,7 @@ class _Resolver:
 def _postures(top: Top, resolver: _Resolver) -> dict[NodeName, Postures]:
     found: dict[NodeName, Postures] = {}
     for number, entry in enumerate(top.postures):
-        said = {name: getattr(entry, name) for name in ("file", "network", "capability")}
+        said = {name: getattr(entry, name) for name in ("file", "network", "capability", "device")}
         blocks = {name: posture for name, posture in said.items() if posture is Posture.BLOCK}
         for host in resolver.hosts(entry.hosts, ("postures", number, "hosts")):
             found[host] = msgspec.structs.replace(found.get(host, Postures()), **blocks)

@@ -50,11 +50,12 @@ class MinionSettings(DaemonSettings):
     join: Path | None = None
     node: str = ""
     cgroup: Path | None = None
-    backends: tuple[Literal["bpf_lsm", "fanotify", "cgroup_net", "nftables", "syscalls", "audit"], ...] = (
+    backends: tuple[Literal["bpf_lsm", "fanotify", "cgroup_net", "nftables", "usb", "syscalls", "audit"], ...] = (
         "bpf_lsm",
         "fanotify",
         "cgroup_net",
         "nftables",
+        "usb",
         "syscalls",
         "audit",
     )

@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from garrison.common.policy import models
+from garrison.common.policy.devices import ANY, DeviceSpec, device_text
 from garrison.common.policy.flows import Direction, FlowSpec, IpNetworks, PortRange
 from garrison.common.policy.load import KeyPath, Policy
 from garrison.common.policy.match import path_matches
@@ -259,9 +260,9 @@ def _syscalls(section: models.Syscalls) -> Iterator[_Draft]:
 
 def _devices(section: models.Device) -> Iterator[_Draft]:
     for i, match in enumerate(section.matchDevice):
-        fields = {"class": match.class_, "subClass": match.subClass, "protocol": match.protocol, "level": match.level}
-        said = {key: str(value) for key, value in fields.items() if value is not None}
-        target = Other(" ".join(f"{key} {value}" for key, value in said.items()), _canonical(said))
+        codes = (match.class_, match.subClass, match.protocol, match.level)
+        spec = DeviceSpec(*(ANY if code is None else int(code) for code in codes))
+        target = Other(device_text(spec), msgspec.json.encode(spec).decode())
         yield _Draft(("device", "matchDevice", i), (match, section), Entity.DEVICE, target)
 
 

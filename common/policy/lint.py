@@ -117,6 +117,10 @@ def _whole_node_lists(policy: Policy, located: Sequence[Located]) -> Iterator[Fi
             told.add(direction)
             text = f"makes an allow-list: all else in {direction.value} gets the posture, {Postures().network} by default"
             yield _at(policy, "warning", item.key, text)
+        if rule.entity is Entity.DEVICE and rule.verdict is Verdict.ALLOW and rule.entity not in told:
+            told.add(rule.entity)
+            text = f"makes an allow-list: all other USB devices get the posture, {Postures().device} by default"
+            yield _at(policy, "warning", item.key, text)
         if rule.entity in told or not _lists_whole_node(rule) or any(_grants_everything(rule, other.rule) for other in located):
             continue
         told.add(rule.entity)

@@ -144,6 +144,8 @@ def posture_of(postures: Postures, entity: Entity) -> Posture:
     """Return the posture of an entity; processes use the file posture, as in KubeArmor."""
     if entity in {Entity.NETWORK, Entity.DNS, Entity.FIREWALL}:
         return postures.network
+    if entity is Entity.DEVICE:
+        return postures.device
     return postures.capability if entity is Entity.CAPABILITY else postures.file
 
 

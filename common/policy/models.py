@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from garrison.common import limits
+from garrison.common.policy.devices import class_of, code_of, level_of
 from garrison.common.policy.flows import PORTED, interface_of, network_of, port_of, protocol_of
 from garrison.common.policy.glob import GlobError, check_glob
 
@@ -317,13 +318,16 @@ class Syscalls(Graded):
     matchPaths: list[MatchSyscallPath] = []
 
 
-class MatchDevice(Graded):
-    """USB devices by class; ``level`` narrows to a place on the bus."""
+_UsbCode = Annotated[str | int | None, AfterValidator(lambda value: None if value is None else code_of(value))]
 
-    class_: Annotated[str | int, Field(alias="class")]
-    subClass: str | int | None = None
-    protocol: str | int | None = None
-    level: str | int | None = None
+
+class MatchDevice(Graded):
+    """USB devices by class, given by number or name; ``level`` narrows to a place on the bus."""
+
+    class_: Annotated[str | int, AfterValidator(class_of), Field(alias="class")]
+    subClass: _UsbCode = None
+    protocol: _UsbCode = None
+    level: Annotated[str | int | None, AfterValidator(lambda value: None if value is None else level_of(value))] = None
 
 
 class Device(Graded):

@@ -214,6 +214,7 @@ class Postures(msgspec.Struct, frozen=True, kw_only=True):
     file: Posture = Posture.AUDIT
     network: Posture = Posture.AUDIT
     capability: Posture = Posture.AUDIT
+    device: Posture = Posture.AUDIT
 
 
 class RuleSet(msgspec.Struct, frozen=True, kw_only=True):

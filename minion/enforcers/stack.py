@@ -59,10 +59,15 @@ def _syscalls(emit: Emit, _: Path, __: Path | None) -> Enforcer:
     return _load("garrison.minion.enforcers.syscalls", "SyscallsEnforcer")(emit)
 
 
+def _usb(emit: Emit, runtime_dir: Path, _: Path | None) -> Enforcer:
+    return _load("garrison.minion.enforcers.usb", "UsbEnforcer")(emit, runtime_dir=runtime_dir)
+
+
 _BUILD: Final[Mapping[str, Build]] = {
     "fanotify": _fanotify,
     "cgroup_net": _cgroup_net,
     "syscalls": _syscalls,
+    "usb": _usb,
     "audit": _audit,
 }
 
@@ -85,7 +90,7 @@ def default_backends(
         emit: Takes their events.
         runtime_dir: For sockets and scratch files.
         cgroup: Directory whose processes obey network rules; the mount's root when ``None``.
-        names: Out of ``bpf_lsm``, ``fanotify``, ``cgroup_net``, ``nftables``, ``syscalls``, ``audit``.
+        names: Out of ``bpf_lsm``, ``fanotify``, ``cgroup_net``, ``nftables``, ``usb``, ``syscalls``, ``audit``.
         lsm: Settings of the first of them; its event rate goes for ``nftables``, too.
     """
 

@@ -47,6 +47,7 @@ __all__ = [
     "K612",
     "PREEMPT_FULL",
     "SELINUX",
+    "USB",
     "Background",
     "Image",
     "Lab",
@@ -62,6 +63,7 @@ K61 = Machine("6.1", init=FAST_INIT)
 K612 = Machine("6.12", init=FAST_INIT)
 # SELinux in the place of AppArmor, beside BPF; permissive, and without a policy: the image has none.
 SELINUX = replace(K61, cmdline=("lsm=landlock,lockdown,yama,integrity,selinux,bpf", "enforcing=0"))
+USB = replace(K61, kernel="6.1-usb", usb=True)  # Debian's ordinary kernel: the cloud kernels have no USB
 PREEMPT_FULL = replace(K61, cmdline=("preempt=full",))
 # Everything random or periodic is off, so that two runs execute the same instructions.
 BENCH = replace(
@@ -267,6 +269,18 @@ class Vm:
         if not self._ssh_port:
             self._ssh_port = self._running().forward_port(22)
         return self._ssh_port
+
+    # ---- USB, on a machine that has it -------------------------------------------------------------------------------
+    def plug(self, driver: str, name: str, **options: Any) -> None:
+        """Plug in a USB device by QEMU's name for its kind (``usb-kbd``, ``usb-storage``); a stick holds 16 MiB of zeros."""
+        if driver == "usb-storage":
+            self._running().add_disk(f"{name}-disk", 16 << 20)
+            options["drive"] = f"{name}-disk"
+        self._running().plug(driver, name, **options)
+
+    def unplug(self, name: str) -> None:
+        """Pull out a USB device. The same name can be plugged in again, but for a stick."""
+        self._running().unplug(name)
 
     # ---- life --------------------------------------------------------------------------------------------------------
     def clone_from(self, template: Path) -> None:

@@ -47,6 +47,7 @@ class Machine:
         memory_mib: RAM.
         icount: Instructions are the clock: time in the guest is the number of instructions executed. Only with one CPU.
         cpus: Virtual CPUs, each a thread of QEMU's.
+        usb: It has a USB controller; what is plugged in is ``Qemu.plug``'s to say.
     """
 
     kernel: str
@@ -55,6 +56,7 @@ class Machine:
     memory_mib: int = 512
     icount: bool = False
     cpus: int = 1
+    usb: bool = False
 
     def key(self, qemu_version: str) -> str:
         """Return a name for templates of this machine: differs whenever a frozen state would not fit."""
@@ -111,6 +113,7 @@ class Machine:
             f"socket,id=agent,path={folder}/agent,server=on,wait=off",
         ]
         argv += ["-device", "virtserialport,chardev=agent,name=vmsh", "-device", "virtio-rng-pci,addr=0x9"]
+        argv += ["-device", "qemu-xhci,id=usb,addr=0xa"] if self.usb else []
         argv += ["-chardev", f"file,id=console,path={folder}/console.log,append=on", "-serial", "chardev:console"]
         return [*argv, "-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
 
@@ -200,6 +203,18 @@ class Qemu:
         listed = self._monitor.execute("human-monitor-command", **{"command-line": "info usernet"})
         rows = [line.split() for line in listed.splitlines() if "HOST_FORWARD" in line]
         return next(int(row[3]) for row in reversed(rows) if row[5] == str(guest_port))
+
+    def plug(self, driver: str, name: str, **options: Any) -> None:
+        """Plug in a USB device; ``driver`` and ``options`` as ``-device`` takes them. Disks come with ``add_disk``."""
+        self._monitor.execute("device_add", driver=driver, id=name, bus="usb.0", **options)
+
+    def unplug(self, name: str) -> None:
+        """Pull it out."""
+        self._monitor.execute("device_del", id=name)
+
+    def add_disk(self, name: str, size_bytes: int) -> None:
+        """Make what is behind a disk that is plugged in later: it reads as zeros."""
+        self._monitor.execute("blockdev-add", **{"driver": "null-co", "node-name": name, "size": size_bytes, "read-zeroes": True})
 
     def kill(self) -> None:
         """End QEMU at once: for the guest this is a power cut. Idempotent."""

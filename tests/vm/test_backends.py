@@ -16,7 +16,7 @@ stack = EnforcerStack(default_backends(print, runtime_dir=pathlib.Path(tempfile.
 print(json.dumps({name: probe.ok or probe.reason for name, probe in stack.probe().items()}))
 stack.close()
 """
-NAMES = ("cgroup_net", "syscalls", "audit", "nftables", "fanotify")
+NAMES = ("cgroup_net", "syscalls", "audit", "nftables", "usb", "fanotify")
 
 
 @pytest.mark.parametrize("machine", [pytest.param(K61, id="6.1"), pytest.param(K612, id="6.12")])

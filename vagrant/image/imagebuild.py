@@ -1,4 +1,4 @@
-"""Builds the lab's VM image: a small Debian 12 root, two kernels that can be booted on it, and their initrds.
+"""Builds the lab's VM image: a small Debian 12 root, kernels that can be booted on it, and their initrds.
 
 Rules of this file:
 - Everything comes from Debian packages, from the mirror that this machine's own apt uses. No mirror is named here.
@@ -64,6 +64,23 @@ PACKAGES = [
     "netavark",
     "uidmap",
     "dbus-user-session",
+]
+# Beside the cloud kernels, which have no USB: Debian's ordinary kernel, with the modules named here and what they need.
+USB_SERIES = "6.1-usb"
+USB_KERNEL_PACKAGE = f"linux-image-{ARCH}"
+USB_MODULES = [
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_console",
+    "virtio_rng",
+    "ext4",
+    "xhci_pci",
+    "usbhid",
+    "hid_generic",
+    "usb_storage",
+    "uas",
+    "sd_mod",
 ]
 # Parts of the kernel's module tree that a VM of the lab can use; the rest is drivers of machines that QEMU does not show.
 MODULES = [
@@ -220,7 +237,10 @@ def _build_in(work: Path, debs: Path) -> None:
     packages = _run("chroot", str(root), "dpkg-query", "-W", "-f", "${Package} ${Version}\\n")
     _furnish(root, (image / "id_ed25519.pub").read_bytes())
     for series, tree in trees.items():
-        _add_modules(root, tree)
+        if series == USB_SERIES:
+            _add_named_modules(root, tree, USB_MODULES)
+        else:
+            _add_modules(root, tree)
         shutil.copy(tree / "boot" / f"vmlinuz-{tree.name}", image / f"vmlinuz-{series}")
         _make_initrd(root, tree.name, work / f"initrd-{series}", image / f"initrd-{series}")
     clock.say("furnished, initrds")
@@ -255,9 +275,12 @@ def _fetch_kernels(mirror: Mirror, state: Path, into: Path) -> tuple[dict[str, P
         apt = _private_apt(state, mirror.sources(backports=False))
     offered = _offered_kernels(_run("apt-cache", *apt, "show", KERNEL_PACKAGE))
     trees = {}
-    for series in SERIES:
+    ordinary = _offered_kernels(_run("apt-cache", *apt, "show", USB_KERNEL_PACKAGE))
+    if package := ordinary.get(USB_SERIES.removesuffix("-usb")):
+        offered[USB_SERIES] = package
+    for series in (*SERIES, USB_SERIES):
         if series not in offered:
-            missing.setdefault(series, f"no {KERNEL_PACKAGE} of this series in {SUITE} or {BACKPORTS} of this machine's mirror")
+            missing.setdefault(series, f"no kernel of this series in {SUITE} or {BACKPORTS} of this machine's mirror")
             continue
         package = offered[series]
         tree = into / package.removeprefix("linux-image-")
@@ -352,6 +375,20 @@ def _add_modules(root: Path, tree: Path) -> None:
             shutil.copytree(source / "kernel" / part, target / "kernel" / part)
     for part in NOT_MODULES:
         shutil.rmtree(target / "kernel" / part, ignore_errors=True)
+    _run("depmod", "-b", str(root), tree.name)
+
+
+def _add_named_modules(root: Path, tree: Path, names: list[str]) -> None:
+    """Add these modules of a kernel and what they need: the whole tree takes 300 MB."""
+    source, target = tree / "lib/modules" / tree.name, root / "usr/lib/modules" / tree.name
+    target.mkdir(parents=True)
+    for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
+        shutil.copy(source / name, target)
+    _run("depmod", "-b", str(tree), tree.name)
+    for path in _modules_in_order(tree, tree.name, names):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
     _run("depmod", "-b", str(root), tree.name)
 
 

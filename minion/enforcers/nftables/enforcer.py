@@ -35,7 +35,6 @@ from garrison.minion.enforcers.nftables.netlink import ChangeSocket, Logged, Log
 from garrison.minion.enforcers.nftables.nft import Nft
 from garrison.minion.enforcers.nftables.packets import BACKEND, alert
 from garrison.minion.enforcers.nftables.plan import Outcome, Plan, make_plan
-from garrison.minion.enforcers.nftables.pump import Pump
 from garrison.minion.enforcers.nftables.report import report_rules
 from garrison.minion.enforcers.nftables.script import (
     ALWAYS,
@@ -55,6 +54,7 @@ from garrison.minion.enforcers.nftables.script import (
     switch,
     told,
 )
+from garrison.minion.enforcers.pump import Pump
 
 __all__ = ["GROUPS", "NftablesEnforcer"]
 
