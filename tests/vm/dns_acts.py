@@ -93,8 +93,6 @@ def stream(to=V4, family=socket.AF_INET, pieces=None, protocol=0, fast=False, wa
             s.connect(to)
         s.settimeout(2)
         s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # What was refused is not sent again after the end, under the rules of the next test.
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         for piece in pieces:
             s.sendall(piece)
             time.sleep(0.05)

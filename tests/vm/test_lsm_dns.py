@@ -16,6 +16,7 @@ _numbers = iter(range(10**6))
 UDP = ("udp", "connected", "udp6", "mapped", "extended", "corked", "spliced", "raw", "noedns", "second", "response")
 TCP = ("tcp", "tcp6", "fastopen", "mptcp", "pipelined")
 PIECES = ("segmented", "fragment", "split length", "split name")
+_CLOSING = {"04", "09", "0B"}  # FIN_WAIT1, LAST_ACK, CLOSING of include/net/tcp_states.h
 UNREADABLE = ("empty", "garbage", "none", "many", "pointer", "cut", "promised", "long")
 
 
@@ -27,7 +28,7 @@ class Dns:
         vm = guard.vm
         vm.put(ACTS, QUERIES)
         vm.put("/run/dns/server.py", SERVER)
-        vm.check("sysctl", "-qw", "net.ipv4.tcp_fastopen=3")
+        vm.check("sysctl", "-qw", "net.ipv4.tcp_fastopen=3", "net.ipv4.tcp_orphan_retries=1")
         vm.put("/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
         self.server = vm.start(ALLOWED, "-S", "/run/dns/server.py", log="/run/dns/server.log")
         vm.until(lambda: "ready" in self.server.output(), "the server")
@@ -49,6 +50,11 @@ class Dns:
         log = f"/run/dns/begun-{next(_numbers)}.log"
         return self.guard.vm.start(DENIED, "-S", ACTS, act, name, log=log, env={"PYTHONHOME": "/usr"})
 
+    def quiet(self) -> bool:
+        """Tell whether no closed connection to the server has anything left to send: the kernel sends what was refused again."""
+        lines = self.guard.vm.check("cat", "/proc/net/tcp", "/proc/net/tcp6").splitlines()
+        return not any(line.split()[2].endswith(":0035") and line.split()[3] in _CLOSING for line in lines)
+
     def received(self, name: str) -> int:
         """Return how often a name has reached the server."""
         return [line.partition(" ")[2] for line in self.server.output().splitlines()].count(name)
@@ -58,6 +64,13 @@ class Dns:
 def dns(request: pytest.FixtureRequest) -> Iterator[Dns]:
     with Lab() as lab:
         yield Dns(Guard(lab.boot("dns", request.param)))
+
+
+@pytest.fixture(autouse=True)
+def _quiet(dns: Dns) -> Iterator[None]:
+    """Have nothing of one test sent under the rules of the next."""
+    yield
+    dns.guard.vm.until(dns.quiet, "the end of what was refused")
 
 
 def domain(name: str, verdict: Verdict = Verdict.BLOCK, *, by: str = DENIED, **more: object) -> Rule:
