@@ -8,6 +8,8 @@ import pytest
 
 from vm.lab import K61, K612, Lab, Machine
 
+pytestmark = pytest.mark.long
+
 COMPONENT = Path(__file__).resolve().parents[1] / "component"
 FILES = ("firewall_nodes.py", "test_firewall.py")
 # Ten thousand rules take minutes of emulation, and prove nothing here that they do not prove on this machine.
