@@ -18,6 +18,7 @@
 #include <linux/bpf.h>
 
 #include "include/cgroup_net.h"
+#include "include/counters.h"
 
 #include <bpf/bpf_endian.h>
 
@@ -71,14 +72,6 @@ struct {
 	__type(value, __u64);
 } drops SEC(".maps");
 
-/* Figures by enum counter. Written here, read by user space. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, COUNTERS);
-	__type(key, __u32);
-	__type(value, __u64);
-} counters SEC(".maps");
-
 DEFINE_WALK_NAMES(exe_names, EXE_BYTES)
 
 /* ---- Helpers ---------------------------------------------------------------------------------------------------------- */
@@ -93,14 +86,6 @@ struct attempt {
 	__u16 port;
 	__u32 addr[4];
 };
-
-static __always_inline void count(__u32 which)
-{
-	__u64 *figure = bpf_map_lookup_elem(&counters, &which);
-
-	if (figure)
-		__sync_fetch_and_add(figure, 1);
-}
 
 static __always_inline void count_drop(__u32 generation_number, __u32 rule)
 {

@@ -11,6 +11,7 @@
 #include <linux/bpf.h>
 
 #include "include/exec_feed.h"
+#include "include/counters.h"
 #include "include/path_walk.h"
 
 /* ---- Maps ------------------------------------------------------------------------------------------------------------- */
@@ -30,26 +31,10 @@ struct {
 	__type(value, __u64);
 } running SEC(".maps");
 
-/* Figures by enum feed_counter. Written here, read by user space. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, FEED_COUNTERS);
-	__type(key, __u32);
-	__type(value, __u64);
-} counters SEC(".maps");
-
 DEFINE_WALK_NAMES(small_names, SMALL_PATH)
 DEFINE_WALK_NAMES(large_names, LARGE_PATH)
 
 /* ---- Helpers ---------------------------------------------------------------------------------------------------------- */
-
-static __always_inline void count(__u32 which)
-{
-	__u64 *figure = bpf_map_lookup_elem(&counters, &which);
-
-	if (figure)
-		__sync_fetch_and_add(figure, 1);
-}
 
 static __always_inline void fill_head(struct feed_head *head, const struct agent *self, struct task_struct *task, __u32 kind)
 {

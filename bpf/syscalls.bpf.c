@@ -20,6 +20,7 @@
 #include "include/call_paths.h"
 #include "include/call_registers.h"
 #include "include/syscalls.h"
+#include "include/counters.h"
 #include "include/workloads.h"
 
 #include <bpf/bpf_tracing.h>
@@ -102,23 +103,7 @@ struct {
 	__type(value, __u64);
 } drops SEC(".maps");
 
-/* Figures by enum counter. Written here, read by user space. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, COUNTERS);
-	__type(key, __u32);
-	__type(value, __u64);
-} counters SEC(".maps");
-
 /* ---- Helpers ---------------------------------------------------------------------------------------------------------- */
-
-static __always_inline void count(__u32 which)
-{
-	__u64 *figure = bpf_map_lookup_elem(&counters, &which);
-
-	if (figure)
-		__sync_fetch_and_add(figure, 1);
-}
 
 static __always_inline int has(const __u64 *bits, __u32 call)
 {

@@ -49,7 +49,7 @@ enum feed_counter {
 	FEED_DROPPED_EXECS,
 	FEED_DROPPED_EXITS,
 	FEED_UNTRACKED, /* execs whose exit will not be reported: ``running`` is full */
-	FEED_COUNTERS,
+	COUNTERS,
 };
 
 #endif
