@@ -25,8 +25,9 @@ from vm.lab import Background, Vm
 __all__ = ["REFUSED", "Guard", "HolderError", "file", "path", "process"]
 
 REFUSED = "EPERM"
-_HOLDER = Path(__file__).with_name("lsm_holder.py")
-_HOLDER_IN_GUEST, _ASK_IN_GUEST = "/opt/test/lsm_holder.py", "/opt/test/ask.py"
+_HERE = Path(__file__).parent
+_IN_GUEST = "/opt/test"
+_HOLDER_IN_GUEST, _ASK_IN_GUEST = f"{_IN_GUEST}/lsm_holder.py", f"{_IN_GUEST}/ask.py"
 _APPLY_TIMEOUT_S = 240.0  # verifying every program takes seconds on an emulated CPU, more on a busy machine
 _ASK = r"""
 import socket, sys
@@ -76,7 +77,8 @@ class Guard:
         self._numbers = itertools.count()
         self._holder: Background | None = None
         self._socket = ""
-        vm.put(_HOLDER_IN_GUEST, _HOLDER.read_bytes())
+        for name in ("holder.py", "lsm_holder.py"):
+            vm.put(f"{_IN_GUEST}/{name}", (_HERE / name).read_bytes())
         vm.put(_ASK_IN_GUEST, _ASK)
 
     # ---- the agent -----------------------------------------------------------------------------------------------------

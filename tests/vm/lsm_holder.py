@@ -1,23 +1,23 @@
-"""Runs in a VM: holds rules with the kernel enforcer and answers requests on a UNIX socket, one JSON object a line each way.
+"""Runs in a VM: holds rules with the kernel enforcer and answers requests (holder.py).
 
 Requests: {"do": "apply", "rules": RuleSet as JSON}, {"do": "swap", "turns": [...]}: several, one after the other,
 {"do": "workloads", "workloads": [...]}, {"do": "events"}: those since the last request, {"do": "cgroups"}: likewise,
 {"do": "try", "rules": RuleSet, "timeout_s": seconds}: on trial under a deadman, which "keep" and "go back" end; {"do": "status"},
-{"do": "close"}, {"do": "release"}. Answers have "error" when the enforcer raised. Started by ``lsm.Guard``; ends by ``SIGKILL``.
+{"do": "close"}, {"do": "release"}. Started by ``lsm.Guard``; ends by ``SIGKILL``.
 """
 
 from __future__ import annotations
 
-import json
 import queue
-import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from holder import serve
 
-from garrison.common.errors import GarrisonError, KernelError
+from garrison.common.errors import KernelError
 from garrison.common.events import Event
 from garrison.common.names import Digest
 from garrison.common.policy.rules import RuleSet
@@ -97,20 +97,7 @@ def main() -> None:
     options = LsmOptions(tamper=Tamper[sys.argv[2]], rate=EventRate(per_s=per_s, burst=burst))
     enforcer = BpfLsmEnforcer(events.put, options=options)
     enforcer.watch_cgroups(cgroups.put)
-    listening = socket.socket(socket.AF_UNIX)
-    Path(sys.argv[1]).unlink(missing_ok=True)
-    listening.bind(sys.argv[1])
-    listening.listen()
-    while True:
-        connection, _ = listening.accept()
-        with connection, connection.makefile("rwb") as stream:
-            for line in stream:
-                try:
-                    done = {"done": answer(enforcer, events, json.loads(line))}
-                except GarrisonError as err:
-                    done = {"error": f"{type(err).__name__}: {err} {err.hint or ''}"}
-                stream.write(msgspec.json.encode(done) + b"\n")
-                stream.flush()
+    serve(Path(sys.argv[1]), partial(answer, enforcer, events))
 
 
 if __name__ == "__main__":

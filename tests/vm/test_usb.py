@@ -49,7 +49,8 @@ class Node:
         self.vm = vm
         self._holder: Background | None = None
         self._read = 0
-        vm.put(_HOLDER, Path(__file__).with_name("usb_holder.py").read_bytes())
+        for name in ("holder.py", "usb_holder.py"):
+            vm.put(f"/opt/test/{name}", Path(__file__).with_name(name).read_bytes())
         vm.put(_ASK, _ASKING)
         vm.put(_EVENTS, b"")
         vm.check("mkdir", "-p", _RUN)

@@ -22,9 +22,10 @@ static int by_compat_call(void)
 	return result;
 }
 
-static int by_io_uring(void)
+/* Opens the path by a ring of the kernel's. */
+static int by_ring(unsigned setup, unsigned char how, unsigned submitted, unsigned enter)
 {
-	struct io_uring_params p = {};
+	struct io_uring_params p = {.flags = setup, .sq_thread_idle = 1000};
 	int ring = syscall(SYS_io_uring_setup, 4, &p);
 	char *sq, *cq;
 	struct io_uring_sqe *sqes;
@@ -40,38 +41,23 @@ static int by_io_uring(void)
 	sqes->fd = AT_FDCWD;
 	sqes->addr = (unsigned long)path;
 	sqes->open_flags = O_RDONLY;
-	sqes->flags = IOSQE_ASYNC; /* by a worker thread */
+	sqes->flags = how;
 	((unsigned *)(sq + p.sq_off.array))[0] = 0;
-	++*(unsigned *)(sq + p.sq_off.tail);
-	if (syscall(SYS_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, 0, 0) < 0)
+	__atomic_add_fetch((unsigned *)(sq + p.sq_off.tail), 1, __ATOMIC_RELEASE);
+	if (syscall(SYS_io_uring_enter, ring, submitted, 1, IORING_ENTER_GETEVENTS | enter, 0, 0) < 0)
 		return -errno;
 	return ((struct io_uring_cqe *)(cq + p.cq_off.cqes))->res;
+}
+
+static int by_io_uring(void)
+{
+	return by_ring(0, IOSQE_ASYNC, 1, 0); /* by a worker thread */
 }
 
 /* The same, handed over by a thread of the kernel's that polls the ring. */
 static int by_polled_ring(void)
 {
-	struct io_uring_params p = {.flags = IORING_SETUP_SQPOLL, .sq_thread_idle = 1000};
-	int ring = syscall(SYS_io_uring_setup, 4, &p);
-	char *sq, *cq;
-	struct io_uring_sqe *sqes;
-
-	if (ring < 0)
-		return -errno;
-	sq = mmap(0, p.sq_off.array + p.sq_entries * 4, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING);
-	cq = mmap(0, p.cq_off.cqes + p.cq_entries * sizeof(struct io_uring_cqe), PROT_READ | PROT_WRITE, MAP_SHARED, ring,
-		  IORING_OFF_CQ_RING);
-	sqes = mmap(0, p.sq_entries * sizeof(*sqes), PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQES);
-	memset(sqes, 0, sizeof(*sqes));
-	sqes->opcode = IORING_OP_OPENAT;
-	sqes->fd = AT_FDCWD;
-	sqes->addr = (unsigned long)path;
-	sqes->open_flags = O_RDONLY;
-	((unsigned *)(sq + p.sq_off.array))[0] = 0;
-	__atomic_add_fetch((unsigned *)(sq + p.sq_off.tail), 1, __ATOMIC_RELEASE);
-	if (syscall(SYS_io_uring_enter, ring, 0, 1, IORING_ENTER_GETEVENTS | IORING_ENTER_SQ_WAKEUP, 0, 0) < 0)
-		return -errno;
-	return ((struct io_uring_cqe *)(cq + p.cq_off.cqes))->res;
+	return by_ring(IORING_SETUP_SQPOLL, 0, 0, IORING_ENTER_SQ_WAKEUP);
 }
 
 static volatile int ending;
