@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import re
 import select
 import socket
@@ -150,7 +151,7 @@ class Link:
         with inside(flow.begins):
             sender = socket.socket(flow.family, socket.SOCK_DGRAM)
         with receiver, sender:
-            receiver.bind((target, port))
+            _bind(receiver, target, port)
             sender.bind((flow.source, 0))
             with contextlib.suppress(PermissionError):  # what a program gets when its packet is dropped on the way out
                 sender.sendto(b"x", (target, port))
@@ -165,7 +166,7 @@ class Link:
             client = socket.socket(flow.family, socket.SOCK_STREAM)
         with server, client:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            server.bind((target, port))
+            _bind(server, target, port)
             server.listen()
             client.bind((flow.source, 0))
             client.setblocking(False)
@@ -259,6 +260,21 @@ class Traffic:
 def _checksum(raw: bytes) -> int:
     total = sum(struct.unpack(f">{len(raw) // 2}H", raw))
     return ~((total >> 16) + (total & 0xFFFF)) & 0xFFFF
+
+
+def _bind(sock: socket.socket, target: str, port: int) -> None:
+    """Take the port; a program that another thread is starting holds the socket of the packet before until it is started."""
+
+    def taken() -> bool:
+        try:
+            sock.bind((target, port))
+        except OSError as err:
+            if err.errno != errno.EADDRINUSE:
+                raise
+            return False
+        return True
+
+    until(taken, f"port {port} of {target} is free")
 
 
 def _ready(one: socket.socket) -> bool:
