@@ -117,7 +117,6 @@ __noinline int identify_asker(struct identity *who)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct request request = {};
-	struct subject *subject;
 	int going;
 
 	if (!who)
@@ -126,8 +125,8 @@ __noinline int identify_asker(struct identity *who)
 	who->exempt = is_exempt(task);
 	if (who->exempt)
 		return 0;
-	subject = identify(&request, &going);
-	who->program.hash = subject ? subject->hash : 0;
+	identify(&request, &going);
+	who->program.hash = request.at.sum;
 	who->program.generation = request.generation;
 	who->program.class = request.class;
 	who->alias = request.alias;

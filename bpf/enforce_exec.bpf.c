@@ -48,7 +48,11 @@ static __always_inline __u64 settle(struct request *request, struct subject *sub
 	__u64 listed;
 
 	/* Who has left a container would have two lists: none then. */
-	if (!head || !head->has_args || !subject || also_of(request))
+	if (!head || !head->has_args || also_of(request))
+		return unlisted;
+	if (!subject)
+		subject = bpf_task_storage_get(&subjects, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!subject)
 		return unlisted;
 	request->condition |= CONDITION_ARGS;
 	listed = weigh_request(request);

@@ -19,6 +19,8 @@
 #define MAP_SHARED 1 /* also a bit of MAP_SHARED_VALIDATE */
 #define FMODE_WRITE 2
 #define VM_EXEC 4
+#define AT_BASE 7      /* include/uapi/linux/auxvec.h */
+#define AUXV_PAIRS 12 /* the kernel puts it among the first dozen */
 
 /* Dynamic linkers that the system's own programs ask for. Written by user space. Full: the agent's error. */
 struct {
@@ -37,49 +39,86 @@ static __always_inline int is_linker(const struct inode *inode)
 
 static __always_inline int is_starting(struct task_struct *task)
 {
-	return BPF_CORE_READ_BITFIELD_PROBED(task, in_execve);
+	return BPF_CORE_READ_BITFIELD(task, in_execve);
+}
+
+/*
+ * Whether the kernel mapped an interpreter for the program that the current task runs, as it told the program itself. Reads the task's
+ * own memory description: no state of ours. Verified for itself.
+ */
+__noinline int has_interpreter(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct mm_struct *mm = task->mm;
+	const unsigned long *words;
+	int i;
+
+	if (!mm)
+		return 0;
+	words = mm->saved_auxv;
+	barrier_var(words); /* relocated once: the array may be longer in this kernel, and then its elements cannot be */
+	/* A 32-bit program has a pair in each word, and no value of the first is 0. */
+	if (words[0] >> 32) {
+#pragma unroll
+		for (i = 0; i < AUXV_PAIRS; i++)
+			if ((words[i] & ~0U) == AT_BASE)
+				return words[i] >> 32 != 0;
+		return 0;
+	}
+#pragma unroll
+	for (i = 0; i < AUXV_PAIRS; i++)
+		if (words[2 * i] == AT_BASE)
+			return words[2 * i + 1] != 0;
+	return 0;
 }
 
 /* The first code that a program without interpreter maps is what it runs: it is a dynamic linker. */
-static __always_inline void note_code(struct subject *subject, const struct request *request)
+static __always_inline void note_code(struct task_struct *task, const struct request *request)
 {
-	if (!subject || subject->image != IMAGE_FRESH)
+	struct subject *subject = bpf_task_storage_get(&subjects, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+
+	if (!subject)
 		return;
 	subject->loaded.generation = 0;
 	subject->loaded.hash = request->at.sum;
 	subject->loaded.class = request->at.set;
 	subject->loaded.generation = request->generation;
-	subject->image = IMAGE_LOADED;
+	subject->has_loaded = 1;
+}
+
+/* Of what the kernel maps to start a program: the program itself, or the linker that it asks for. */
+static __always_inline int was_decided(struct task_struct *task, struct file *file)
+{
+	struct mm_struct *mm = task->mm;
+	struct file *exe = mm ? mm->exe_file : NULL;
+
+	/* A rule on the linker is about ``ld.so PROGRAM``: every program asks for it. */
+	return (exe && exe->f_inode == file->f_inode) || is_linker(file->f_inode);
 }
 
 static __always_inline int enforce_code(struct file *file)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct request request = {.operation = OP_MAP, .flags = REQUEST_RULES_ONLY};
+	int starting = is_starting(task), loads, going;
 	struct subject *subject;
-	int going;
 
-	if (is_starting(task)) {
-		/* Its program, or the linker that its program asks for. */
-		if (file->f_inode == BPF_CORE_READ(task, mm, exe_file, f_inode))
-			return 0;
-		subject = bpf_task_storage_get(&subjects, task, 0, 0);
-		if (subject && subject->image == IMAGE_FRESH)
-			subject->image = IMAGE_DYNAMIC;
-		/* A rule on the linker is about ``ld.so PROGRAM``: every program asks for it. */
-		if (is_linker(file->f_inode))
-			return 0;
-	}
+	if (starting && was_decided(task, file))
+		return 0;
+	subject = bpf_task_storage_get(&subjects, task, 0, 0);
+	loads = !starting && !(subject && subject->has_loaded) && !has_interpreter();
+	if (!loads && is_nobodys(&file->f_path, file->f_inode, ENTITY_PROCESS))
+		return 0;
 	subject = start_request(&request, &going);
 	if (!going)
 		return 0;
 	request.condition |= owner_condition(file->f_inode);
-	if (subject && subject->image == IMAGE_FRESH) {
+	if (loads) {
 		request.at.dentry = (__u64)file->f_path.dentry;
 		request.at.mnt = (__u64)file->f_path.mnt;
 		request.at.space = SPACE_SOURCE;
 		path_sets(&request.at);
-		note_code(subject, &request);
+		note_code(task, &request);
 	}
 	if (subject && subject->caller.hash)
 		request.extra = further_in(past_class(&subject->caller, request.at.copy, request.generation), profile_of(&request));
@@ -115,7 +154,7 @@ SEC("lsm/bprm_committed_creds") int BPF_PROG(guard_started, struct linux_binprm 
 	subject->caller = subject->pending;
 	subject->pending.hash = subject->loaded.hash = 0;
 	subject->pending.class = subject->loaded.class = ANY_CLASS;
-	subject->image = IMAGE_FRESH;
+	subject->has_loaded = 0;
 	return 0;
 }
 
@@ -129,7 +168,7 @@ SEC("lsm/task_alloc") int BPF_PROG(guard_fork, struct task_struct *child, unsign
 	if (kept) {
 		kept->caller = parent->caller;
 		kept->loaded = parent->loaded;
-		kept->image = parent->image;
+		kept->has_loaded = parent->has_loaded;
 		kept->member = parent->member;
 	}
 	return 0;

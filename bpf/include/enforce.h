@@ -275,8 +275,8 @@ static __always_inline void enter_workload(struct request *request, struct task_
 }
 
 /*
- * Who acts, under which generation. Uses ``request->at``, so that is filled later. Returns the
- * actor's entry, if it has one; ``going``: whether rules hold.
+ * Who acts, under which generation. Uses ``request->at``, so that is filled later: ``sum`` is the hash of the actor's program. Returns
+ * the actor's entry, if it has one; ``going``: whether rules hold.
  */
 static __always_inline struct subject *identify(struct request *request, int *going)
 {
@@ -296,10 +296,9 @@ static __always_inline struct subject *identify(struct request *request, int *go
 		request->condition |= CONDITION_TTY;
 	subject = subject_of(task, request->generation, &request->at);
 	request->class = request->at.set;
-	if (subject) {
-		request->alias = subject->alias;
+	request->alias = request->at.home;
+	if (subject)
 		request->extra = past_class(&subject->loaded, request->at.copy, request->generation);
-	}
 	if (request->flags & REQUEST_WORKLOADS)
 		enter_workload(request, task, subject);
 	return subject;
@@ -351,12 +350,42 @@ static __always_inline void locate(struct request *request, const struct path *p
 		remember(kept, at, stamp, request->named);
 }
 
+/*
+ * Whether it is known without asking who acts that nothing speaks of this file, which is so of most: no rule names it, and there are
+ * no allow-lists. Where there are rules for workloads, whose each act is noted, it is never so.
+ */
+static __always_inline int is_nobodys(const struct path *path, struct inode *inode, __u32 entity)
+{
+	const struct head *head = head_of(active_copy());
+	struct dentry *dentry = path->dentry;
+	struct vfsmount *mnt = path->mnt;
+	struct located *kept;
+	__u64 stamp;
+	int found;
+
+	if (!head || head->has_lists || head->has_profiles)
+		return 0;
+	kept = bpf_inode_storage_get(&locations, inode, 0, 0);
+	if (!kept)
+		return 0;
+	stamp = stamp_of(dentry, mnt, head->generation);
+	bpf_spin_lock(&kept->lock);
+	found = is_place(&kept->at, (__u64)dentry, (__u64)mnt, stamp) && kept->known & (1 << entity) &&
+		!(kept->set[entity] | kept->home[entity] | kept->named[entity]);
+	bpf_spin_unlock(&kept->lock);
+	if (found)
+		count(COUNT_DECISIONS);
+	return found;
+}
+
 /* Decides an operation on a file that is there. Returns 0 or -EPERM. */
 static __always_inline int enforce(__u32 entity, __u32 operation, const struct path *path, struct inode *inode, __u32 condition)
 {
 	struct request request = {.operation = operation, .condition = condition | owner_condition(inode)};
 	int going;
 
+	if (is_nobodys(path, inode, entity))
+		return 0;
 	start_request(&request, &going);
 	if (!going)
 		return 0;

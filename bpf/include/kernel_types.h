@@ -139,6 +139,7 @@ struct mm_struct {
 	struct file *exe_file;
 	unsigned long arg_start;
 	unsigned long arg_end;
+	unsigned long saved_auxv[24]; /* as many as are read; it has more */
 };
 
 struct vm_area_struct {
@@ -198,6 +199,7 @@ struct task_struct {
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;
 	struct hlist_node pid_links[4]; /* by enum pid_type */
+	const struct cred *real_cred;
 	const struct cred *cred;
 	char comm[16];
 	struct fs_struct *fs;

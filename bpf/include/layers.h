@@ -16,11 +16,6 @@
 #define FMODE_BACKING (1u << 25)   /* a file of a layer, from kernel 6.5 on */
 #define FMODE_NOACCOUNT (1u << 29) /* only what the kernel opens for itself has it */
 
-/* Fields that only this program reads. A type's name ends at the three underscores when it is looked up in the kernel. */
-struct task_struct___layers {
-	const struct cred *real_cred;
-} __attribute__((preserve_access_index));
-
 /* From kernel 6.5 on ``f_path`` of a layer's file is its place in the layer, and the overlay's is here; before, it is the overlay's. */
 struct backing_file___layers {
 	struct path user_path;
@@ -30,9 +25,8 @@ struct backing_file___layers {
 static __always_inline int acts_as_another(void)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct task_struct___layers *same = (void *)task;
 
-	return (__u64)BPF_CORE_READ(same, real_cred) != (__u64)BPF_CORE_READ(task, cred);
+	return task->real_cred != task->cred;
 }
 
 /* A file of a layer: under an open file of the overlay, or one that is copied up, which takes a mount of the overlay's own. */
@@ -53,7 +47,7 @@ static __always_inline __u64 weigh_layer(const struct request *request)
 static __always_inline int enforce_layer(struct file *file, __u32 condition)
 {
 	struct request request = {.operation = OP_OPEN, .condition = condition, .flags = REQUEST_RULES_ONLY};
-	struct task_struct___layers *task = (void *)bpf_get_current_task_btf();
+	struct task_struct *task = bpf_get_current_task_btf();
 	struct backing_file___layers *backing = (void *)file;
 	__u64 outcome;
 	int going;

@@ -2,8 +2,9 @@
 /*
  * Who acts: the task's program, by the path from which it was started, and what it was before.
  *
- * It is kept in task storage until the next exec, rename or generation, and with the program's file, so that its next start and its
- * children find it there.
+ * What tables say of a program is kept with its file. A task has an entry of its own in task storage only when there is more to know:
+ * rules name its program, or one that it comes from; rules are for workloads; it has loaded a program. Most tasks have none, and are
+ * started and ended without the cost of one.
  */
 #ifndef GARRISON_SUBJECT_H
 #define GARRISON_SUBJECT_H
@@ -16,13 +17,6 @@ struct past {
 	__u64 hash; /* of its path; 0 for none */
 	__u32 generation;
 	__u32 class;
-};
-
-enum image {
-	IMAGE_UNKNOWN, /* started before the programs were loaded, or forked */
-	IMAGE_FRESH,   /* started, nothing mapped by an interpreter of the kernel's choice: static, or a dynamic linker */
-	IMAGE_DYNAMIC, /* started with a dynamic linker */
-	IMAGE_LOADED,  /* FRESH, and then mapped ``loaded`` as code: ld.so PROGRAM */
 };
 
 /* A start that was let go because it depends on its arguments, which can be read only when it cannot be refused any more. */
@@ -50,9 +44,9 @@ struct subject {
 	__u32 alias;	     /* class by home or inode, when it has none by path */
 	struct past caller;  /* what started the present program */
 	struct past pending; /* what is starting one */
-	struct past loaded;
+	struct past loaded;  /* what a program without interpreter mapped as code first: ld.so PROGRAM */
 	struct membership member;
-	__u32 image;
+	__u32 has_loaded;
 	struct deferred deferred;
 	char arg[ARG_BYTES]; /* scratch of the task's own */
 };
@@ -75,9 +69,16 @@ __noinline __u32 class_of_inode(__u32 copy)
 	return named ? named->class : ANY_CLASS;
 }
 
+static __always_inline int needs_entry(const struct lookup *lookup)
+{
+	const struct head *head = head_of(lookup->copy); /* asked again: the stack is full */
+
+	return lookup->set | lookup->home || (head && head->has_profiles);
+}
+
 /*
- * What is known of the program that ``task``, the current one, runs; NULL for kernel threads, or without memory. Its class goes to
- * ``lookup->set``, which is used for it; copy must be set. A new task, or a program that is started again, finds it at the file.
+ * What is known of the program that ``task``, the current one, runs. Its class, further class and path's hash go to ``lookup``, which is
+ * used for it; copy must be set. Returns the task's entry; NULL if it has none and needs none, for kernel threads, or without memory.
  */
 static __always_inline struct subject *subject_of(struct task_struct *task, __u32 generation, struct lookup *lookup)
 {
@@ -86,13 +87,15 @@ static __always_inline struct subject *subject_of(struct task_struct *task, __u3
 	struct subject *kept;
 	__u64 stamp;
 
-	lookup->set = ANY_CLASS;
+	lookup->set = lookup->home = ANY_CLASS;
 	if (!exe)
 		return NULL;
 	stamp = stamp_of(exe->f_path.dentry, exe->f_path.mnt, generation);
-	kept = bpf_task_storage_get(&subjects, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	kept = bpf_task_storage_get(&subjects, task, 0, 0);
 	if (kept && is_place(&kept->at, (__u64)exe->f_path.dentry, (__u64)exe->f_path.mnt, stamp)) {
 		lookup->set = kept->class;
+		lookup->home = kept->alias;
+		lookup->sum = kept->hash;
 		return kept;
 	}
 	lookup->dentry = (__u64)exe->f_path.dentry;
@@ -110,6 +113,8 @@ static __always_inline struct subject *subject_of(struct task_struct *task, __u3
 		else
 			stamp = 0;
 	}
+	if (!kept && needs_entry(lookup))
+		kept = bpf_task_storage_get(&subjects, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!kept)
 		return NULL;
 	kept->at.stamp = 0; /* only the task itself gets here; an interrupted write must not look whole */
