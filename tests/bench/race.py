@@ -7,6 +7,7 @@ tasks checked.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from vm.lab import Lab
@@ -20,3 +21,9 @@ def run() -> dict[str, float | int | str]:
     """Race."""
     with Lab() as lab, tempfile.TemporaryDirectory() as folder:
         return run_race(lab, Path(folder), EVALUATIONS, timeout_s=TIMEOUT_S)
+
+
+def table(figures: Mapping[str, float | int | str]) -> str:
+    """Return the figures as Markdown."""
+    said = ("evaluations", "operations", "swaps", "walks", "refused", "wrong", "closed", "table_errors")
+    return "\n".join(["| figure |  |", "| --- | --- |", *(f"| `{name}` | {figures[name]:,} |" for name in said)])
