@@ -241,7 +241,7 @@ def running(pid: int) -> bool:
 
 def test_vm_ends_with_a_test_process_that_was_killed(tmp_path: Path) -> None:
     script = "from vm.lab import Lab; lab = Lab(); print(lab.boot()._qemu.process.pid, flush=True); input()"
-    env = {**os.environ, "PYTHONPATH": str(CHECKOUT / "tests"), "TMPDIR": str(tmp_path)}
+    env = {**os.environ, "PYTHONPATH": f"{CHECKOUT / 'tests'}:{CHECKOUT / 'dev.d'}", "TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", script], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
