@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode
 from garrison.common import errors
 from garrison.common.errors import ConfigError, GarrisonError, LinkError
 
-__all__ = ["DEFAULT_SOCKET", "Api", "open_api"]
+__all__ = ["DEFAULT_SOCKET", "Api", "as_error", "open_api", "segment"]
 
 DEFAULT_SOCKET: Final = Path("/var/lib/garrison/master/api.sock")
 SOCKET_VARIABLE: Final = "GARRISON_SOCKET"
@@ -86,8 +86,10 @@ class Api:
             raise self._gone() from err
 
     def lines(self, path: str, **params: Param) -> Iterator[bytes]:
-        """Yield the lines of a stream as they come; raises as ``get``, also in the middle."""
-        response = self._ask("GET", _target(path, params), None, {}, None)
+        """Return the lines of a stream as they come; raises as ``get``, also in the middle."""
+        return self._lines(self._ask("GET", _target(path, params), None, {}, None))
+
+    def _lines(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
         try:
             while line := response.readline():
                 if not line.endswith(b"\n"):
@@ -97,6 +99,11 @@ class Api:
             raise self._gone() from err
         finally:
             response.close()
+
+    def post_lines(self, path: str, body: Any) -> Iterator[bytes]:
+        """Yield the lines of the stream that a POST answers with; raises as ``lines``."""
+        kind = {"Content-Type": "application/json"}
+        return self._lines(self._ask("POST", path, json.dumps(body).encode(), kind, None))
 
     def _ask(
         self, method: str, target: str, body: bytes | None, headers: dict[str, str], timeout_s: float | None
@@ -112,7 +119,7 @@ class Api:
         except (OSError, http.client.HTTPException) as err:
             raise self._absent() from err
         if response.status not in _OK:
-            raise _as_error(response.status, response.read())
+            raise as_error(response.status, response.read())
         return response
 
     def _absent(self) -> LinkError:
@@ -146,7 +153,8 @@ def segment(text: str) -> str:
     return quote(text, safe="")
 
 
-def _as_error(status: int, raw: bytes) -> GarrisonError:
+def as_error(status: int, raw: bytes) -> GarrisonError:
+    """Return the error that the master's answer, or a line of a stream, tells of."""
     try:
         said = json.loads(raw)
         text, hint, kind = str(said["error"]), str(said.get("hint", "")), str(said.get("kind", ""))

@@ -26,6 +26,7 @@ Examples:
   garrison events                                   the newest 100
   garrison events --follow --kind alert             alerts as they come
   garrison events --node edge-1 --since 2h --json   one JSON object a line
+  garrison events --exe /usr/bin/curl --since 3d     what one program did
   garrison events --verdict block --policy no-tmp-exec --since 2026-01-31T12:00
 
 \b
@@ -33,13 +34,14 @@ Options that can be repeated mean any of them. Times are 10m, 2h, 3d ago, ISO 86
 and are compared with the node's clock. Events are in order of arrival.""",
 )
 @click.option("--follow", "-f", is_flag=True, help="Go on with new events until interrupted")
-@click.option("--kind", multiple=True, help="alert, tamper, exec, exit, error, metric, apply, agent, gap; repeatable")
+@click.option("--kind", multiple=True, help="alert, tamper, exec, exit, error, metric, apply, agent, gap, retention; repeatable")
 @click.option("--node", multiple=True, help="Node name; repeatable")
 @click.option("--lane", multiple=True, help="alert, shell, error, state, metric; repeatable")
 @click.option("--since", help="Not before this time")
 @click.option("--until", help="Before this time")
 @click.option("--policy", multiple=True, help="Policy that decided; repeatable")
 @click.option("--verdict", multiple=True, help="allow, audit, block; repeatable")
+@click.option("--exe", multiple=True, help="Path of the program that acted, such as /usr/bin/curl; repeatable")
 @click.option(
     "--limit",
     type=click.IntRange(0, 100_000),

@@ -38,6 +38,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "nodes": ("garrison.cli.nodes", "List, accept and retire nodes"),
     "policy": ("garrison.cli.policy", "Lint and explain policies"),
     "run": ("garrison.cli.run", "Run a command on nodes"),
+    "store": ("garrison.cli.store", "Look at, back up and prune the master's store"),
     "top": ("garrison.cli.top", "Show resources of the fleet, live"),
 }
 

@@ -23,7 +23,7 @@ from typing import Final
 
 import zmq
 
-from garrison.common.errors import ConfigError, KernelError
+from garrison.common.errors import ConfigError, KernelError, StoreError
 from garrison.common.sdnotify import notify
 from garrison.common.trust.curve import load_curve_key
 from garrison.master.api.server import build_app, listen_unix, serve
@@ -40,6 +40,7 @@ __all__ = ["run_master"]
 _STORE_FILE: Final = "store.db"
 _KEY_FILE: Final = "curve.key"
 _ALIVE_S: Final = 5.0
+_TIDY_EVERY_S: Final = 60.0  # how far the store's size cap can be overrun
 _SWITCH_S: Final = 0.002  # the writer thread and the loop share one interpreter; the usual 5 ms would delay every ack
 
 _log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def run_master(settings: MasterSettings) -> None:
         sys.setswitchinterval(_SWITCH_S)
         trust = MasterTrust.load(directory)
         keypair = load_curve_key(directory / _KEY_FILE)
-        store = Store(directory / _STORE_FILE)
+        store = Store(directory / _STORE_FILE, settings.retention)
         try:
             asyncio.run(_run(settings, trust, keypair, store))
         finally:
@@ -88,6 +89,7 @@ async def _run(settings: MasterSettings, trust: MasterTrust, keypair: tuple[byte
             tasks.create_task(_until_stopped(collector.run(stop), stop, "collector"))
             tasks.create_task(_until_stopped(serve(app, listener, stop, ready), stop, "api"))
             tasks.create_task(_tell(ready, stop, settings))
+            tasks.create_task(_keep(store, stop))
         settings.socket_path.unlink(missing_ok=True)
     finally:
         zap.close()
@@ -111,6 +113,18 @@ async def _tell(ready: asyncio.Event, stop: asyncio.Event, settings: MasterSetti
             async with asyncio.timeout(_ALIVE_S):
                 await stop.wait()
     notify("STOPPING=1")
+
+
+async def _keep(store: Store, stop: asyncio.Event) -> None:
+    """Have the store drop what it need not keep; one that cannot is asked again."""
+    while not stop.is_set():
+        try:
+            await asyncio.to_thread(store.keeper.tidy)
+        except StoreError as err:
+            _log.error("store=untidied error=%s", err)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TIDY_EVERY_S):
+                await stop.wait()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from garrison.common.errors import BundleError, ConfigError, GarrisonError, PolicyError, SignatureError, StoreError
 
-__all__ = ["NotFoundError", "on_bug", "on_garrison_error", "on_http_error"]
+__all__ = ["NotFoundError", "body_of", "on_bug", "on_garrison_error", "on_http_error"]
 
 _log = logging.getLogger(__name__)
 
@@ -36,12 +36,16 @@ _STATUS: Final[tuple[tuple[type[GarrisonError], int], ...]] = (
 def on_garrison_error(_: Request, err: Exception) -> Response:
     """Answer with what the error says."""
     status = next((code for kind, code in _STATUS if isinstance(err, kind)), 400 if isinstance(err, ValueError) else 500)
+    return JSONResponse(body_of(err), status)
+
+
+def body_of(err: Exception) -> dict[str, object]:
+    """Return what the API says of an error."""
     causes, cause = list[str](), err.__cause__
     while cause is not None:
         causes.append(str(cause))
         cause = cause.__cause__
-    body = {"error": str(err), "kind": type(err).__name__, "hint": getattr(err, "hint", ""), "cause": causes}
-    return JSONResponse(body, status)
+    return {"error": str(err), "kind": type(err).__name__, "hint": getattr(err, "hint", ""), "cause": causes}
 
 
 def on_http_error(_: Request, err: Exception) -> Response:

@@ -28,7 +28,7 @@ __all__ = ["routes"]
 
 _PAGE: Final = 1_000
 _LOOK_EVERY_S: Final = 5.0  # a stream looks again by itself, so that one whose reader left ends
-_PARAMETERS: Final = ("node", "kind", "lane", "policy", "verdict", "since", "until", "limit", "after", "follow")
+_PARAMETERS: Final = ("node", "kind", "lane", "policy", "verdict", "exe", "since", "until", "limit", "after", "follow")
 
 
 class EventsApi:
@@ -95,6 +95,7 @@ def _filter(asked: dict[str, list[str]]) -> EventFilter:
         lanes=tuple(parse_lane(text) for text in asked.get("lane", ())),
         policies=tuple(asked.get("policy", ())),
         verdicts=tuple(asked.get("verdict", ())),
+        exes=tuple(asked.get("exe", ())),
         since_ns=parse_when(since, now) if since else None,
         until_ns=parse_when(until, now) if until else None,
     )

@@ -25,6 +25,7 @@ from starlette.routing import Route
 
 from garrison.common.errors import ConfigError, GarrisonError
 from garrison.master.api import errors, events, jobs, nodes
+from garrison.master.api import store as store_api
 from garrison.master.api.bundles import bundle_routes
 from garrison.master.api.wire import json_response
 from garrison.master.collector.collector import Collector
@@ -53,6 +54,7 @@ def build_app(
             *events.routes(store, collector.events_bell, stop),
             *jobs.routes(store, collector.jobs, stop),
             *bundle_routes(desk),
+            *store_api.routes(store, stop),
         ],
         exception_handlers={
             GarrisonError: errors.on_garrison_error,

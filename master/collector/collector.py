@@ -312,7 +312,7 @@ class Collector:
         if session.unacked >= limits.UNACKED_MAX_BATCHES:
             raise FrameError(f"more than {limits.UNACKED_MAX_BATCHES} batches without an ack")
         session.unacked += 1
-        future = self._store.submit_batch(session.node, batch)
+        future = self._store.submit_batch(session.node, batch, session.inflow)
         future.add_done_callback(
             lambda done: self._loop.call_soon_threadsafe(functools.partial(self._on_stored, session, batch, done))
         )

@@ -15,6 +15,7 @@ from enum import Enum, auto
 
 from garrison.common.frames import Hello
 from garrison.common.names import NodeName
+from garrison.master.store import Inflow
 
 __all__ = ["Admission", "Session", "Sessions", "node_state"]
 
@@ -32,6 +33,7 @@ class Session:
         heard: When the last message came.
         pinged: When it was last pinged.
         welcomed: The welcome was sent: batches count from now on.
+        inflow: Batches of this connection; none is stored after one that was not.
         unacked: Batches that are not durable yet.
         requests: Requests in work.
         generation: What the node applied, by its last word.
@@ -46,6 +48,7 @@ class Session:
     heard: float = 0.0
     pinged: float = 0.0
     welcomed: bool = False
+    inflow: Inflow = field(default_factory=Inflow)
     unacked: int = 0
     requests: int = 0
     generation: int = 0

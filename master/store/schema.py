@@ -3,7 +3,7 @@
 Rules of this file:
 - ``PRAGMA user_version`` says which version a file has; a file newer than this program is refused, not guessed at.
 - A step can be run again after a crash in the middle of it.
-- Indexes are what ``master.store.query`` asks by, no more: each costs about a microsecond an event.
+- Events are in files of their own (``dayfile``) since version 2; ``upgrade`` brings them there before this drops the old table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sqlite_utils import Database
 
 from garrison.common.errors import StoreError
 
-__all__ = ["SCHEMA_VERSION", "migrate"]
+__all__ = ["SCHEMA_VERSION", "migrate", "version"]
 
 
 def _version_1(db: Database) -> None:
@@ -145,24 +145,42 @@ def _jobs(db: Database) -> None:
     db.table("job_output").create_index(["job", "node", "n"], unique=True, if_not_exists=True)
 
 
-_STEPS: Final[tuple[Callable[[Database], None], ...]] = (_version_1,)
+def _version_2(db: Database) -> None:
+    for table in ("events", "acks", "spools"):
+        db.execute(f"DROP TABLE IF EXISTS {table}")
+    db.table("notes").create({"name": str, "text": str}, pk="name", not_null={"text"}, if_not_exists=True)
+
+
+_STEPS: Final[tuple[Callable[[Database], None], ...]] = (_version_1, _version_2)
 SCHEMA_VERSION: Final = len(_STEPS)
 
 
-def migrate(conn: sqlite3.Connection) -> None:
-    """Bring a store to ``SCHEMA_VERSION``.
+def version(conn: sqlite3.Connection) -> int:
+    """Return the version of a store, 0 for a new one.
 
     Raises:
         StoreError: The file is of a newer garrison, or no database.
     """
     try:
         have = int(conn.execute("PRAGMA user_version").fetchone()[0])
-        if have > SCHEMA_VERSION:
-            raise StoreError(
-                f"the store has version {have}, this garrison knows up to {SCHEMA_VERSION}",
-                hint="install the garrison that wrote it, or a newer one",
-            )
-        for number in range(have, SCHEMA_VERSION):
+    except sqlite3.Error as err:
+        raise StoreError("the store cannot be read") from err
+    if have > SCHEMA_VERSION:
+        raise StoreError(
+            f"the store has version {have}, this garrison knows up to {SCHEMA_VERSION}",
+            hint="install the garrison that wrote it, or a newer one",
+        )
+    return have
+
+
+def migrate(conn: sqlite3.Connection) -> None:
+    """Bring a store to ``SCHEMA_VERSION``.
+
+    Raises:
+        StoreError: The file is of a newer garrison, or no database, or cannot be changed.
+    """
+    try:
+        for number in range(version(conn), SCHEMA_VERSION):
             _STEPS[number](Database(conn))
             conn.execute(f"PRAGMA user_version={number + 1}")
     except sqlite3.Error as err:

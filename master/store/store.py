@@ -1,6 +1,7 @@
-"""The store as the rest of the master sees it: questions answered by readers, changes handed to the one writer.
+"""The store as the rest of the master sees it: questions answered by readers, changes handed to the writers.
 
 Rules of this file:
+- Nodes, bundles and jobs are in ``store.db``; events are in files by day and lane in ``events`` beside it.
 - ``submit_*`` return futures that are resolved when the change is durable; the plain methods wait for that.
 - Readers are read-only connections, taken from a small pool; any thread may ask.
 - Those who wait for news register a listener; it is called from the writer's threads and must only wake somebody.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -18,18 +20,26 @@ from typing import Final
 
 from garrison.common import limits
 from garrison.common.errors import StoreError
-from garrison.common.events import Event
+from garrison.common.events import Event, Lane
 from garrison.common.frames import ApplyReport, Batch, Hello, JobOutput, JobResult, RuleReport
 from garrison.common.names import Digest, NodeName
 from garrison.master.jobs.records import JobNode, JobOutputLine, JobRequest, JobView, Status
 from garrison.master.records import NodeBrief, StoredAssignment, StoredBundle
-from garrison.master.store import bundles, events, jobs, nodes, query
+from garrison.master.store import bundles, jobs, nodes, query
+from garrison.master.store.backup import Backup
+from garrison.master.store.eventlog import EventLog
+from garrison.master.store.keeper import Keeper
+from garrison.master.store.lane import Inflow, Restored, Stored
 from garrison.master.store.nodes import NodeRow
-from garrison.master.store.schema import migrate
-from garrison.master.store.writer import Work, Writer, connect
+from garrison.master.store.retention import Retention
+from garrison.master.store.schema import migrate, version
+from garrison.master.store.upgrade import move_events
+from garrison.master.store.writer import OneFile, Work, Writer, connect
 
 __all__ = ["Store"]
 
+EVENTS_FOLDER: Final = "events"
+_ONE_TABLE: Final = 1  # version of a store whose events are a table
 _READERS_KEPT: Final = 8
 _BLOBS_KEPT: Final = 8  # whole files, read piece by piece by many nodes at once
 
@@ -40,27 +50,33 @@ class Store:
     """The master's durable store.
 
     Args:
-        path: SQLite file; made when absent.
+        path: SQLite file; made when absent. The folder ``events`` beside it holds the events.
+        retention: How long events are kept; for ever when not given.
+        clock_ns: The master's clock.
 
     Raises:
         StoreError: It cannot be opened, or is of a newer garrison.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, retention: Retention | None = None, clock_ns: Callable[[], int] = time.time_ns) -> None:
         self._path = path
         conn = connect(path, read_only=False)
         path.chmod(0o600)
+        directory = path.parent / EVENTS_FOLDER
         try:
+            if version(conn) == _ONE_TABLE:
+                move_events(conn, directory, clock_ns)
             migrate(conn)
-        except StoreError:
+            self.event_log: Final = EventLog(directory, clock_ns)
+        except BaseException:
             conn.close()
             raise
-        self._writer = Writer(conn)
+        self._writer = Writer(OneFile(conn))
         self._readers: list[sqlite3.Connection] = []
         self._blobs: dict[str, bytes] = {}
         self._lock = threading.Lock()
-        self._event_listeners: list[Listener] = []
         self._assignment_listeners: list[Callable[[tuple[NodeName, ...]], None]] = []
+        self.keeper: Final = Keeper(self.event_log, retention or Retention(days={}), path, self.note, self.set_note)
 
     def close(self) -> None:
         """Commit what is queued, checkpoint, close. Idempotent."""
@@ -68,20 +84,22 @@ class Store:
             readers, self._readers = self._readers, []
         for reader in readers:
             reader.close()
+        self.event_log.close()
         self._writer.close()
 
     def flush(self) -> None:
         """Wait until everything that was submitted so far is durable, or has failed."""
         self._do(lambda _: None)
+        self.event_log.turn()
 
     @property
     def waiting_bytes(self) -> int:
         """Size of batches that are not yet durable."""
-        return self._writer.waiting_bytes
+        return self._writer.waiting_bytes + self.event_log.waiting_bytes
 
     def on_events(self, listener: Listener) -> None:
         """Have ``listener`` called after events became durable."""
-        self._event_listeners.append(listener)
+        self.event_log.on_events(listener)
 
     def on_assignments(self, listener: Callable[[tuple[NodeName, ...]], None]) -> None:
         """Have ``listener`` called with the nodes whose new assignments became durable."""
@@ -103,43 +121,63 @@ class Store:
                 return
         conn.close()
 
-    def _do(self, work: Work[None]) -> None:
+    def _do(self, work: Work[object]) -> None:
         self._writer.submit(work).result()
 
     # ---- events ------------------------------------------------------------------------------------------------------
-    def submit_batch(self, node: NodeName, batch: Batch) -> Future[events.Stored]:
-        """Queue a batch; the future's result is there when it is durable and may be acked."""
-        size = sum(map(len, batch.events))
-        future = self._writer.submit(lambda conn: events.insert_batch(conn, node, batch), size_bytes=size)
-        future.add_done_callback(self._tell_event_listeners)
-        return future
+    def submit_batch(
+        self, node: NodeName, batch: Batch, inflow: Inflow | None = None, *, relayed: bool = False
+    ) -> Future[Stored]:
+        """Queue a batch; the future's result is there when it is durable and may be acked.
 
-    def _tell_event_listeners(self, future: Future[events.Stored]) -> None:
-        if future.exception() is None:
-            for listener in self._event_listeners:
-                listener()
+        Args:
+            node: Whose key it came under.
+            batch: As ``decode_up`` checked it.
+            inflow: Of the connection it came on: after a batch of it failed, no later one is stored.
+            relayed: It did not come on the node's own link: the mark that is acked to the node stays.
+        """
+        return self.event_log.submit(node, batch, inflow, relayed=relayed)
 
     def acked(self, node: NodeName, epoch: str) -> dict[int, int]:
         """Return the highest durable seq by lane of one epoch of a node."""
-        with self._reading() as conn:
-            return events.acked(conn, node, epoch)
+        return self.event_log.acked(node, epoch)
+
+    def highest(self, node: NodeName, epoch: str) -> int:
+        """Return the highest number of an epoch that came, over all lanes and ways; 0 for none."""
+        return self.event_log.highest(node, epoch)
+
+    def note_acked(self, node: NodeName, epoch: str, acked: Mapping[Lane, tuple[int, int]]) -> dict[Lane, Restored]:
+        """Compare with what a node says it was acked; what is missing is recorded, durably; see ``LaneLog.note_acked``."""
+        return self.event_log.note_acked(node, epoch, acked)
 
     def events_page(
         self, wanted: query.EventFilter, *, after: int | None = None, limit: int = limits.API_PAGE_MAX_EVENTS
     ) -> list[tuple[int, Event]]:
         """Return events with their arrival numbers, oldest first; see ``query.read_page``."""
-        with self._reading() as conn:
-            return query.read_page(conn, wanted, after=after, limit=limit)
+        return self.event_log.page(wanted, after=after, limit=limit)
 
     def last_event_number(self) -> int:
-        """Return the arrival number of the newest event, 0 for none."""
-        with self._reading() as conn:
-            return int(conn.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0])
+        """Return the arrival number up to which everything can be read, 0 for none."""
+        return self.event_log.last_number
 
     def newest_metrics(self, names: Iterable[str]) -> list[Event]:
         """Return the newest resource sample of each node that has one."""
+        return self.event_log.newest_metrics(names)
+
+    # ---- keeping -----------------------------------------------------------------------------------------------------
+    def backup(self, directory: Path) -> Backup:
+        """Return a backup into ``directory``, not begun yet."""
+        return Backup(self.event_log, self._path, self._writer, directory)
+
+    def note(self, name: str) -> str:
+        """Return a note of the store's own, empty for none."""
         with self._reading() as conn:
-            return query.newest_metrics(conn, names)
+            row = conn.execute("SELECT text FROM notes WHERE name = ?", (name,)).fetchone()
+        return "" if row is None else str(row[0])
+
+    def set_note(self, name: str, text: str) -> None:
+        """Keep a note, durably."""
+        self._do(lambda conn: conn.execute("INSERT OR REPLACE INTO notes (name, text) VALUES (?, ?)", (name, text)))
 
     # ---- nodes -------------------------------------------------------------------------------------------------------
     def nodes(self) -> list[NodeRow]:

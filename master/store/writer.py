@@ -1,10 +1,10 @@
-"""The one connection that writes: a thread that groups what waits into one durable transaction.
+"""The one connection that writes a file: a thread that groups what waits into one durable transaction.
 
 Rules of this file:
-- One writer per store, and it alone checkpoints (ADR 0004). WAL, ``synchronous=FULL``, no memory-mapped I/O.
+- One writer per file, and it alone checkpoints (ADR 0004). WAL, ``synchronous=FULL``, no memory-mapped I/O.
 - A future is resolved only after the commit that holds its work was synced. What fails alone is undone alone.
 - A commit that fails (disk full) fails everything in its group: nothing is acked, nodes keep their events and send again.
-Owns: the writing connection, grouping. Does not own: what is written.
+Owns: grouping, transactions. Does not own: which file is written (its ``Target``), what is written.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from garrison.common.errors import StoreError
 
-__all__ = ["Work", "Writer", "connect"]
+__all__ = ["OneFile", "Target", "Work", "Writer", "connect"]
 
 GROUP_MAX: Final = 64  # pieces of work in one commit: with batches of 2,000 events more only adds latency
 CHECKPOINT_PAGES: Final = 4_000  # 16 MB of WAL between checkpoints: pages written often are copied once
@@ -55,8 +55,24 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
     return conn
 
 
-class Writer:
-    """Runs work on the writing connection, grouped.
+class Target(Protocol):
+    """What a writer writes. Only the writer's thread calls it, once the writer has begun."""
+
+    def connection(self) -> sqlite3.Connection:
+        """Return the connection for the next transaction."""
+
+    def committed(self) -> None:
+        """The transaction is durable."""
+
+    def undone(self) -> None:
+        """The transaction was given up."""
+
+    def close(self) -> None:
+        """Checkpoint and close."""
+
+
+class OneFile:
+    """A target that is always the same file.
 
     Args:
         conn: The writing connection; owned from now on.
@@ -64,10 +80,40 @@ class Writer:
 
     def __init__(self, conn: sqlite3.Connection) -> None:
         self._conn = conn
+
+    def connection(self) -> sqlite3.Connection:
+        """Return the connection."""
+        return self._conn
+
+    def committed(self) -> None:
+        """Nothing follows."""
+
+    def undone(self) -> None:
+        """Nothing follows."""
+
+    def close(self) -> None:
+        """Checkpoint and close."""
+        try:
+            self._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as err:
+            _log.warning("checkpoint=failed error=%s", err)  # the WAL holds everything; the next start reads it
+        self._conn.close()
+
+
+class Writer:
+    """Runs work on the writing connection, grouped.
+
+    Args:
+        target: What is written; owned from now on.
+        name: Of the thread.
+    """
+
+    def __init__(self, target: Target, name: str = "store-writer") -> None:
+        self._target = target
         self._queue: queue.SimpleQueue[tuple[Work[Any], Future[Any], int] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiting_bytes, self._closed = 0, False
-        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     @property
@@ -97,11 +143,7 @@ class Writer:
             self._closed = True
             self._queue.put(None)
         self._thread.join()
-        try:
-            self._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except sqlite3.Error as err:
-            _log.warning("checkpoint=failed error=%s", err)  # the WAL holds everything; the next start reads it
-        self._conn.close()
+        self._target.close()
 
     def _run(self) -> None:
         while (first := self._queue.get()) is not None:
@@ -121,18 +163,23 @@ class Writer:
 
     def _commit(self, group: list[tuple[Work[Any], Future[Any], int]]) -> None:
         answers: list[tuple[Future[Any], Any, BaseException | None]] = []
+        conn: sqlite3.Connection | None = None
         try:
-            self._conn.execute("BEGIN IMMEDIATE")
+            conn = self._target.connection()
+            conn.execute("BEGIN IMMEDIATE")
             for work, future, _ in group:
-                answers.append((future, *self._attempt(work)))
-            self._conn.execute("COMMIT")
-        except sqlite3.Error as err:
+                answers.append((future, *_attempt(conn, work)))
+            conn.execute("COMMIT")
+        except (sqlite3.Error, StoreError) as err:
             _log.error("commit=failed works=%d error=%s", len(group), err)
-            if self._conn.in_transaction:
-                self._conn.execute("ROLLBACK")
+            if conn is not None and conn.in_transaction:
+                conn.execute("ROLLBACK")
+            self._target.undone()
             failure = StoreError("the store cannot commit", hint="is its disk full? nodes keep their events meanwhile")
             failure.__cause__ = err
             answers = [(future, None, failure) for _, future, _ in group]
+        else:
+            self._target.committed()
         with self._lock:
             self._waiting_bytes -= sum(size for _, _, size in group)
         for future, result, error in answers:
@@ -141,18 +188,19 @@ class Writer:
             else:
                 future.set_exception(error)
 
-    def _attempt(self, work: Work[Any]) -> tuple[Any, BaseException | None]:
-        self._conn.execute("SAVEPOINT work")
-        try:
-            result = work(self._conn)
-        except Exception as err:
-            if not self._conn.in_transaction:
-                raise sqlite3.OperationalError(f"the transaction was given up: {err}") from err
-            self._conn.execute("ROLLBACK TO work")
-            self._conn.execute("RELEASE work")
-            return None, _as_store_error(err)
-        self._conn.execute("RELEASE work")
-        return result, None
+
+def _attempt(conn: sqlite3.Connection, work: Work[Any]) -> tuple[Any, BaseException | None]:
+    conn.execute("SAVEPOINT work")
+    try:
+        result = work(conn)
+    except Exception as err:
+        if not conn.in_transaction:
+            raise sqlite3.OperationalError(f"the transaction was given up: {err}") from err
+        conn.execute("ROLLBACK TO work")
+        conn.execute("RELEASE work")
+        return None, _as_store_error(err)
+    conn.execute("RELEASE work")
+    return result, None
 
 
 def _as_store_error(err: Exception) -> Exception:

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from fakes.peer import batch_of
 from garrison.common.errors import ConfigError, StoreError
-from garrison.common.events import Lane
+from garrison.common.events import Actor, Lane
 from garrison.common.frames import ApplyReport, Batch, Hello, JobOutput, JobResult, RuleReport
 from garrison.common.names import Digest, NodeName
 from garrison.master.jobs.records import JobNode, JobRequest, Status
 from garrison.master.records import StoredAssignment
-from garrison.master.store import EventFilter, Store
-from garrison.master.store.query import parse_lane, parse_when
+from garrison.master.store import EventFilter, Inflow, Store
+from garrison.master.store.query import conditions, numbers, parse_lane, parse_when
 from garrison.master.store.schema import SCHEMA_VERSION
 
 N1, N2 = NodeName("n1"), NodeName("n2")
@@ -114,26 +114,43 @@ def test_filters_are_joined_by_and_their_values_by_or(store):
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    ("wanted", "index"),
     [
-        EventFilter(nodes=("n1",)),
-        EventFilter(kinds=("alert",)),
-        EventFilter(lanes=(0,)),
-        EventFilter(policies=("p",)),
-        EventFilter(verdicts=("block",)),
-        EventFilter(since_ns=5),
+        (EventFilter(nodes=("n1",)), "events_spool"),
+        (EventFilter(kinds=("alert",)), "events_kind"),
+        (EventFilter(policies=("p",)), "events_policy"),
+        (EventFilter(verdicts=("block",)), "events_verdict"),
+        (EventFilter(exes=("/bin/sh",)), "events_exe"),
+        (EventFilter(since_ns=5), "events_ts"),
+        (EventFilter(until_ns=15), "events_ts"),
     ],
-    ids=["node", "kind", "lane", "policy", "verdict", "time"],
+    ids=["node", "kind", "policy", "verdict", "actor", "since", "until"],
 )
-def test_each_question_is_answered_by_an_index(store, tmp_path, wanted):
-    terms, values = wanted.where()
-    conn = sqlite3.connect(tmp_path / "store.db")
+@pytest.mark.parametrize("newest", [True, False], ids=["newest", "next"])
+def test_each_question_is_answered_by_an_index(store, wanted, index, newest):
+    for seq, ts in ((1, 1), (2, 20)):
+        put(store, batch_of([seq], kind="alert", policy="p", verdict="block", ts=ts, actor=Actor(exe="/bin/sh")))
+    ((file, facts),) = [one for one in store.event_log.catalogue.files() if one[1].events]
 
-    sql = "EXPLAIN QUERY PLAN SELECT * FROM events e WHERE " + " AND ".join(terms)  # noqa: S608 - constants
-    plan = conn.execute(sql, values).fetchall()
+    with store.event_log.catalogue.reading(file) as conn:
+        conds = conditions(conn, wanted, facts)
+        values = [value for one in conds for value in one.values]
+        plan = conn.execute(f"EXPLAIN QUERY PLAN {numbers(conds, newest=newest)}", (*values, 0, 100, 10)).fetchall()
 
-    assert "USING INDEX" in plan[0][3], plan
-    conn.close()
+    assert f"SEARCH events USING COVERING INDEX {index}" in plan[0][3], plan
+
+
+def test_rarest_condition_leads_whatever_it_is(store):
+    put(store, batch_of(list(range(1, 1_000)), kind="exec", actor=Actor(exe="/bin/sh")))
+    put(store, batch_of([1], kind="exec", actor=Actor(exe="/bin/sh")), N2)
+    put(store, batch_of([2_000], kind="exit", actor=Actor(exe="/bin/sh")))
+    ((file, facts),) = [one for one in store.event_log.catalogue.files() if one[1].events]
+
+    with store.event_log.catalogue.reading(file) as conn:
+        by_node = conditions(conn, EventFilter(nodes=("n2",), exes=("/bin/sh",), kinds=("exec",)), facts)
+        by_kind = conditions(conn, EventFilter(nodes=("n1",), exes=("/bin/sh",), kinds=("exit",)), facts)
+
+    assert (by_node[0].column, by_kind[0].column) == ("spool", "kind")
 
 
 def test_newest_resource_sample_of_each_node_is_found(store):
@@ -190,17 +207,38 @@ def test_work_that_fails_is_undone_alone_and_what_else_was_queued_is_kept(store)
 
 
 def test_full_disk_fails_the_batch_without_an_ack_and_the_store_goes_on_when_there_is_room(store):
-    (pages,) = store._writer.submit(lambda conn: conn.execute("PRAGMA page_count").fetchone()).result(10)
-    store._writer._conn.execute(f"PRAGMA max_page_count={pages}")
-    failed = store.submit_batch(N1, batch_of(list(range(1, 2_000))))
+    put(store, batch_of([1]))
+    conn = store.event_log._lanes[Lane.SHELL].connection()
+    (pages,) = conn.execute("PRAGMA page_count").fetchone()
+    conn.execute(f"PRAGMA max_page_count={pages}")
+    failed = store.submit_batch(N1, batch_of(list(range(2, 2_000))))
     with pytest.raises(StoreError, match="cannot"):
         failed.result(10)
-    assert store.acked(N1, "e1") == {}
-    assert seqs(store) == []
+    assert store.acked(N1, "e1") == {int(Lane.SHELL): 1}
+    assert seqs(store) == [1]
 
-    store._writer._conn.execute("PRAGMA max_page_count=1000000")
+    conn.execute("PRAGMA max_page_count=1000000")
 
-    assert put(store, batch_of([1])).acked == 1
+    assert put(store, batch_of([2])).acked == 2
+
+
+def test_after_a_failed_batch_no_later_one_of_its_connection_is_stored(store):
+    """An ack is cumulative: it would cover the one that failed, and the node would delete it."""
+    put(store, batch_of([1]))
+    conn = store.event_log._lanes[Lane.SHELL].connection()
+    (pages,) = conn.execute("PRAGMA page_count").fetchone()
+    conn.execute(f"PRAGMA max_page_count={pages}")
+    connection, other = Inflow(), Inflow()
+    first = store.submit_batch(N1, batch_of(list(range(2, 2_000))), connection)
+    with pytest.raises(StoreError):
+        first.result(10)
+    conn.execute("PRAGMA max_page_count=1000000")
+
+    with pytest.raises(StoreError, match="earlier batch"):
+        store.submit_batch(N1, batch_of([2_000]), connection).result(10)
+
+    assert store.acked(N1, "e1") == {int(Lane.SHELL): 1}
+    assert store.submit_batch(N1, batch_of([2, 3]), other).result(10).acked == 3
 
 
 def test_closed_store_takes_nothing_and_keeps_what_was_queued(tmp_path):
@@ -214,8 +252,11 @@ def test_closed_store_takes_nothing_and_keeps_what_was_queued(tmp_path):
 
 
 def test_commits_are_synced(store):
-    assert store._writer._conn.execute("PRAGMA synchronous").fetchone() == (2,)
-    assert store._writer._conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    store.flush()
+    conns = [store._writer._target._conn, *(log._conn for log in store.event_log._lanes.values())]
+
+    assert [conn.execute("PRAGMA synchronous").fetchone() for conn in conns] == [(2,)] * 6
+    assert [conn.execute("PRAGMA journal_mode").fetchone() for conn in conns] == [("wal",)] * 6
 
 
 def test_store_of_a_newer_garrison_is_refused_and_not_touched(tmp_path):
