@@ -69,6 +69,8 @@ class Hello(_Frame, frozen=True, kw_only=True, omit_defaults=True):
         epoch: Current spool epoch.
         next_seq: The next sequence number that epoch will use; a master that acked past it knows the node was restored.
         unacked: Events waiting, by lane.
+        acked: Highest acknowledged number of the epoch, by lane: a master that has less was restored from an older copy.
+        acked_events: How many events of the epoch were acknowledged, by lane; left out where the node cannot know.
         generation: Applied generation, 0 for none.
         bundle: Digest of the applied bundle's metadata, empty for none.
         backends: Backend name → ``ok`` or why it cannot work.
@@ -83,6 +85,8 @@ class Hello(_Frame, frozen=True, kw_only=True, omit_defaults=True):
     epoch: _Hex = ""
     next_seq: _Count = 1
     unacked: dict[_Str, _Count] = {}
+    acked: dict[_Str, _Count] = {}
+    acked_events: dict[_Str, _Count] = {}
     generation: _Count = 0
     bundle: _Hex = ""
     backends: dict[_Str, _Str] = {}
@@ -397,7 +401,8 @@ def _check_up(message: Up) -> None:
         if any(b <= a for a, b in zip(message.seqs, message.seqs[1:], strict=False)) or message.seqs[0] < 1:
             raise FrameError("batch numbers do not rise")
     elif isinstance(message, Hello):
-        items = len(message.backends) + len(message.grains) + len(message.unacked)
+        lanes = len(message.unacked) + len(message.acked) + len(message.acked_events)
+        items = len(message.backends) + len(message.grains) + lanes
         if items > limits.HELLO_MAX_ITEMS:
             raise FrameError(f"hello has {items} items")
     elif isinstance(message, ApplyReport) and len(message.rules) > limits.RULES_MAX:

@@ -281,6 +281,7 @@ class Agent:
     def hello(self) -> Hello:
         """Return what this node is and has, now."""
         generation, obstacle = self._duty.generation, self._duty.obstacle
+        acked = self.spool.acked()
         return Hello(
             node=self._identity.name,
             instance=self._instance,
@@ -289,6 +290,8 @@ class Agent:
             epoch=self.spool.epoch,
             next_seq=self.spool.next_seq,
             unacked={str(int(lane)): count for lane, count in self.spool.pending().items()},
+            acked={str(int(lane)): seq for lane, (seq, _) in acked.items()},
+            acked_events={str(int(lane)): count for lane, (_, count) in acked.items() if count >= 0},
             generation=generation.number if generation else 0,
             bundle=generation.bundle if generation else "",
             backends={name: text[: limits.STRING_MAX_CHARS] for name, text in self._backend_texts().items()},

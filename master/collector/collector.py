@@ -55,7 +55,7 @@ from garrison.common.names import Digest, NodeName
 from garrison.master.bell import Bell
 from garrison.master.collector.keys import KeyRing
 from garrison.master.collector.port import Port
-from garrison.master.collector.sessions import Admission, Session, Sessions
+from garrison.master.collector.sessions import Admission, Session, Sessions, acked_by
 from garrison.master.collector.sockets import Peer, peer_of, shut_down
 from garrison.master.jobs.service import JobService
 from garrison.master.store import Store, Stored
@@ -280,7 +280,7 @@ class Collector:
         self._spawn(self._welcome(session))
 
     async def _welcome(self, session: Session) -> None:
-        acked, generation = await asyncio.to_thread(self._welcome_facts, session.node, session.hello.epoch)
+        acked, generation = await asyncio.to_thread(self._welcome_facts, session.node, session.hello)
         if max(acked.values(), default=0) >= session.hello.next_seq:
             # Its spool is an older copy: numbers it will use were used. The node sees that in the welcome and begins a new epoch.
             _log.warning("node=%s restored=yes epoch=%s", session.node, session.hello.epoch)
@@ -299,9 +299,16 @@ class Collector:
             await self._assign(session)
         self.jobs.on_online(session.node)
 
-    def _welcome_facts(self, node: NodeName, epoch: str) -> tuple[dict[int, int], int]:
+    def _welcome_facts(self, node: NodeName, hello: Hello) -> tuple[dict[int, int], int]:
         assigned = self._store.assignment(node)
-        return self._store.acked(node, epoch), assigned.generation if assigned else 0
+        for lane, lost in self._store.note_acked(node, hello.epoch, acked_by(hello)).items():
+            many = f"{lost.missing}" if lost.missing >= 0 else "an unknown number of"
+            _log.error(
+                "restored from an older copy: node %s had been acked up to %d of lane %s, this store has up to %d; "
+                "%s events of epoch %s are missing",
+                *(node, lost.last_seq, lane.name.lower(), lost.held_seq, many, hello.epoch),
+            )
+        return self._store.acked(node, hello.epoch), assigned.generation if assigned else 0
 
     # ---- events ------------------------------------------------------------------------------------------------------------
     def _on_batch(self, session: Session, batch: Batch) -> None:

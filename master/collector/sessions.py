@@ -13,11 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from garrison.common.events import Lane
 from garrison.common.frames import Hello
 from garrison.common.names import NodeName
 from garrison.master.store import Inflow
 
-__all__ = ["Admission", "Session", "Sessions", "node_state"]
+__all__ = ["Admission", "Session", "Sessions", "acked_by", "node_state"]
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -53,6 +54,14 @@ class Session:
     requests: int = 0
     generation: int = 0
     offered: int = 0
+
+
+def acked_by(hello: Hello) -> dict[Lane, tuple[int, int]]:
+    """Return what a node says it was acked of its epoch, by lane: the highest number, and how many events, -1 for unknown."""
+    lanes = {str(int(lane)): lane for lane in Lane}
+    counts = hello.acked_events
+    known = {lanes[text]: (seq, counts.get(text, -1)) for text, seq in hello.acked.items() if text in lanes and seq}
+    return known if hello.epoch else {}
 
 
 class Admission(Enum):

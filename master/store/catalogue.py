@@ -37,7 +37,7 @@ from garrison.master.store.writer import connect
 
 __all__ = ["Catalogue"]
 
-_IDLE_MAX: Final = 64  # reading connections kept open, over all files
+_IDLE_MAX: Final = 256  # reading connections kept open, over all files: those of a month and more
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Catalogue:
         self._files: dict[DayFile, Facts] = {}
         self._idle: OrderedDict[DayFile, list[sqlite3.Connection]] = OrderedDict()
         self._idle_count = 0
-        self.writing: set[DayFile] = set()  # by the lanes, which alone change it
+        self._writing: dict[Lane, DayFile] = {}
         try:
             if not directory.is_dir():
                 directory.mkdir(mode=0o700)
@@ -103,6 +103,17 @@ class Catalogue:
         """Return what a file holds; ``None`` when it is not there (any more)."""
         with self._lock:
             return self._files.get(file)
+
+    @property
+    def writing(self) -> frozenset[DayFile]:
+        """The files that lanes are writing."""
+        with self._lock:
+            return frozenset(self._writing.values())
+
+    def write(self, file: DayFile) -> None:
+        """Note that its lane goes on in this file."""
+        with self._lock:
+            self._writing[file.lane] = file
 
     def update(self, file: DayFile, facts: Facts) -> None:
         """Note what a file holds now."""

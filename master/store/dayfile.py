@@ -10,6 +10,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sqlite3
@@ -50,13 +51,14 @@ _COMPANIONS: Final = ("-wal", "-shm", "-journal")
 _NAME: Final = re.compile(rf"(\d{{4}}-\d\d-\d\d)\.({'|'.join(lane.name.lower() for lane in Lane)})\.db")
 _DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_SCHEMA})
 _PRIMARY_CODE: Final = 0xFF  # the lower byte of an extended result code
-_READER_CACHE_KIB: Final = 512  # many files are open for reading at once
+_READER_CACHE_KIB: Final = 128  # many files are open for reading at once; the kernel caches their pages
 
 # Only the number of an event may be there already; a repeated arrival number would be a bug and must not swallow an event.
 INSERT: Final = (
     "INSERT INTO events (id, spool, seq, ts, kind, verdict, policy, exe, received_at, quarantine, record) "
     "VALUES (?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (spool, seq) DO NOTHING"
 )
+_log = logging.getLogger(__name__)
 Row = tuple[int, int, int, int, int, int, int, int, int, str | None, bytes]
 
 _TABLES: Final = """
@@ -245,7 +247,8 @@ def seal(conn: sqlite3.Connection) -> bool:
     try:
         conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return bool(conn.execute("PRAGMA journal_mode=DELETE").fetchone()[0] == "delete")
-    except sqlite3.OperationalError:  # left as it is: it reads the same, and the next start tries again
+    except sqlite3.Error as err:  # left as it is: it reads the same, and the next start tries again
+        _log.info("seal=failed error=%s", err)
         return False
     finally:
         conn.close()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Final
 
@@ -118,9 +118,17 @@ class EventLog:
         return missing
 
     def turn(self) -> None:
-        """Have every lane go on in the file of today, and wait until all that was queued before is durable or has failed."""
-        for future in [writer.submit(lambda _: None) for writer in self._writers.values()]:
+        """Have every lane go on in the file of today.
+
+        Raises:
+            StoreError: One cannot.
+        """
+        for future in [submit(lambda _: None) for submit in self.submitters()]:
             future.result()
+
+    def flush(self) -> None:
+        """Wait until everything that was submitted so far is durable, or has failed."""
+        wait([submit(lambda _: None) for submit in self.submitters()])
 
     def submitters(self) -> list[Callable[[Work[None]], Future[None]]]:
         """Return how to queue work with each lane's writer."""

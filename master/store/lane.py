@@ -159,8 +159,8 @@ class LaneLog:
         except (sqlite3.Error, OSError) as err:
             conn.close()
             raise StoreError(f"{path} cannot be begun") from err
-        before, before_file, self.file = self._conn, self.file, file
-        self._catalogue.writing = (self._catalogue.writing - {before_file}) | {file}
+        before, self.file = self._conn, file
+        self._catalogue.write(file)
         if before is not None:
             # Readers would keep the old file from standing alone: those that are not at work let go of it.
             self._catalogue.close_idle()

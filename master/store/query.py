@@ -150,6 +150,8 @@ def read_page(
         after: The first ones that arrived after this number; ``None`` for the newest.
         limit: At most so many.
     """
+    if limit <= 0:
+        return []
     newest, low = after is None, after or 0
     files = [
         (file, facts)

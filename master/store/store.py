@@ -66,6 +66,8 @@ class Store:
         try:
             if version(conn) == _ONE_TABLE:
                 move_events(conn, directory, clock_ns)
+                migrate(conn)
+                conn.execute("VACUUM")  # what is left is small; where the events were goes back to the disk
             migrate(conn)
             self.event_log: Final = EventLog(directory, clock_ns)
         except BaseException:
@@ -90,7 +92,7 @@ class Store:
     def flush(self) -> None:
         """Wait until everything that was submitted so far is durable, or has failed."""
         self._do(lambda _: None)
-        self.event_log.turn()
+        self.event_log.flush()
 
     @property
     def waiting_bytes(self) -> int:

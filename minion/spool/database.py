@@ -35,13 +35,23 @@ _UNNUMBERED: Final = 0
 
 
 class LaneState(msgspec.Struct):
-    """Counters of a lane: highest acked and given number; events, weight and space of what is stored."""
+    """Counters of a lane.
+
+    Attributes:
+        acked: Highest acknowledged number of the epoch.
+        last: Highest number given.
+        events: Stored.
+        weight: Of what is stored.
+        bytes: Space of what is stored.
+        done: Events of the epoch that were acknowledged; -1 when they were not counted from its beginning on.
+    """
 
     acked: int = 0
     last: int = 0
     events: int = 0
     weight: int = 0
     bytes: int = 0
+    done: int = 0
 
 
 class SpoolState(msgspec.Struct):
@@ -128,7 +138,7 @@ class SpoolDatabase:
         row = self._conn.execute("SELECT epoch, next_seq FROM spool WHERE id = 1").fetchone()
         if row is None:
             raise sqlite3.DatabaseError("the spool has no epoch")
-        rows = self._conn.execute("SELECT lane, acked, last, events, weight, bytes FROM lanes").fetchall()
+        rows = self._conn.execute("SELECT lane, acked, last, events, weight, bytes, done FROM lanes").fetchall()
         lanes = {Lane(lane): LaneState(*rest) for lane, *rest in rows if lane in set(Lane)}
         if set(lanes) != set(Lane):
             raise sqlite3.DatabaseError("the spool misses a lane")
@@ -199,7 +209,7 @@ class _Transaction:
         if work.renew:
             self.state.epoch = new_epoch()
             for one in self.state.lanes.values():
-                one.acked = 0
+                one.acked = one.done = 0
         for (epoch, lane), seq in work.acks.items():
             if epoch == self.state.epoch:
                 self._ack(lane, seq)
@@ -258,24 +268,31 @@ class _Transaction:
         seq = min(seq, one.last)  # nobody can have what was never stored
         if seq <= one.acked:
             return
+        before = one.events
         self._delete(lane, 0, seq)
         one.acked = seq
+        gone = before - one.events
         row = self._conn.execute(
             f"SELECT {COLUMNS} FROM {table(lane)} WHERE first_seq <= ? LIMIT 1",  # noqa: S608
             (seq,),
         ).fetchone()
         if row is not None:
-            self._shorten(lane, Segment(*row), seq)
+            gone += self._shorten(lane, Segment(*row), seq)
+        if one.done >= 0:
+            one.done += gone
 
-    def _shorten(self, lane: Lane, segment: Segment, seq: int) -> None:
+    def _shorten(self, lane: Lane, segment: Segment, seq: int) -> int:
+        # Returns how many events went because they were acknowledged.
         try:
             rest = cut(segment, lane, seq)
         except SpoolError:
             self._give_up(lane, segment.first_seq)
-            return
+            return 0
+        before = self.state.lanes[lane].events
         self._delete(lane, segment.first_seq, segment.last_seq)
         for shorter in pack(rest, self._caps.segment_bytes):
             self._insert(lane, shorter)
+        return before - self.state.lanes[lane].events
 
     def _give_up(self, lane: Lane, first_seq: int) -> None:
         row = self._conn.execute(f"SELECT last_seq FROM {table(lane)} WHERE first_seq = ?", (first_seq,)).fetchone()  # noqa: S608
@@ -302,6 +319,6 @@ class _Transaction:
         state = self.state
         self._conn.execute("UPDATE spool SET epoch = ?, next_seq = ? WHERE id = 1", (state.epoch, state.next_seq))
         self._conn.executemany(
-            "UPDATE lanes SET acked = ?, last = ?, events = ?, weight = ?, bytes = ? WHERE lane = ?",
-            [(one.acked, one.last, one.events, one.weight, one.bytes, int(lane)) for lane, one in state.lanes.items()],
+            "UPDATE lanes SET acked = ?, last = ?, events = ?, weight = ?, bytes = ?, done = ? WHERE lane = ?",
+            [(one.acked, one.last, one.events, one.weight, one.bytes, one.done, int(lane)) for lane, one in state.lanes.items()],
         )

@@ -134,7 +134,13 @@ def _to_1(conn: sqlite3.Connection) -> None:
     conn.execute("INSERT INTO spool (id, epoch, next_seq) VALUES (1, ?, 1)", (new_epoch(),))
 
 
-_MIGRATIONS: Final[tuple[Callable[[sqlite3.Connection], None], ...]] = (_to_1,)
+def _to_2(conn: sqlite3.Connection) -> None:
+    # How many events of the epoch were acknowledged; -1 where that was not counted from its beginning on.
+    conn.execute("ALTER TABLE lanes ADD COLUMN done INTEGER NOT NULL DEFAULT -1")
+    conn.execute("UPDATE lanes SET done = 0 WHERE last = 0")
+
+
+_MIGRATIONS: Final[tuple[Callable[[sqlite3.Connection], None], ...]] = (_to_1, _to_2)
 VERSION: Final = len(_MIGRATIONS)
 
 

@@ -149,6 +149,10 @@ class Spool:
         """Return the number of durable, unacknowledged events of every lane."""
         return {lane: one.events for lane, one in self._state.lanes.items()}
 
+    def acked(self) -> dict[Lane, tuple[int, int]]:
+        """Return what was acknowledged of this epoch, by lane: the highest number, and how many events, -1 for unknown."""
+        return {lane: (one.acked, one.done) for lane, one in self._state.lanes.items() if one.acked}
+
     def tails(self) -> dict[Lane, int]:
         """Return the highest durable number of every lane that has unacknowledged events."""
         return {lane: one.last for lane, one in self._state.lanes.items() if one.events}

@@ -24,7 +24,7 @@ from fakes.peer import Peer, batch_of, event
 from garrison.cli.client import open_api
 from garrison.common import limits
 from garrison.common.errors import LinkError
-from garrison.common.events import Lane, encode_event
+from garrison.common.events import Actor, Lane, encode_event
 from garrison.common.frames import (
     Ack,
     ApplyReport,
@@ -359,7 +359,7 @@ def test_events_are_found_by_every_filter_and_followed_as_they_come(master):
     peer = master.enrolled()
     peer.send(batch_of([1], lane=Lane.ALERT, kind="alert", verdict="block", policy="p1", rule="p1/1", operation="exec"))
     peer.wait_for(Ack)
-    peer.send(batch_of([2], ts=time.time_ns() - 3_600 * 10**9))
+    peer.send(batch_of([2], ts=time.time_ns() - 3_600 * 10**9, actor=Actor(exe="/usr/bin/curl")))
     peer.wait_for(Ack)
 
     found = {
@@ -374,10 +374,11 @@ def test_events_are_found_by_every_filter_and_followed_as_they_come(master):
             ("--node", "n1"),
             ("--node", "other"),
             ("--limit", "1"),
+            ("--exe", "/usr/bin/curl"),
         )
     }
 
-    assert list(found.values()) == [[1], [2], [1], [1], [1], [2], [1, 2], [], [2]]
+    assert list(found.values()) == [[1], [2], [1], [1], [1], [2], [1, 2], [], [2], [2]]
     follow = subprocess.Popen([GARRISON, "events", "--follow", "--json"], stdout=subprocess.PIPE, env=master.env)
     assert follow.stdout is not None
     assert [json.loads(follow.stdout.readline())["seq"] for _ in range(2)] == [1, 2]

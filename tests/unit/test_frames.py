@@ -33,7 +33,15 @@ from garrison.common.frames import (
 JOB = "0123456789abcdef" * 2
 UP = [
     Hello(
-        node="edge-1", instance="ab", epoch="cd", next_seq=7, unacked={"0": 3}, backends={"fanotify": "ok"}, grains={"os": "x"}
+        node="edge-1",
+        instance="ab",
+        epoch="cd",
+        next_seq=7,
+        unacked={"0": 3},
+        acked={"0": 4},
+        acked_events={"0": 2},
+        backends={"fanotify": "ok"},
+        grains={"os": "x"},
     ),
     Batch(epoch="ab", lane=0, seqs=[1, 2, 9], events=[b"a", b"b", b"c"]),
     ChunkRequest(digest="ab" * 32, offset=65_536),
