@@ -65,6 +65,12 @@ class _GivenUp(Exception):  # noqa: N818 - no error: somebody changed their mind
     pass
 
 
+def _plain_bytes(conn: sqlite3.Connection) -> int:
+    """Return the size of what a connection sees, without the log."""
+    (pages,), (page_bytes,) = (conn.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))
+    return int(pages) * int(page_bytes)
+
+
 class Backup:
     """One backup.
 
@@ -140,7 +146,8 @@ class Backup:
                 store = stack.enter_context(self._snapshot(self._path))
             sealed = [file for file in files if file not in catalogue.writing]
             written = [file for file in files if file in catalogue.writing]
-            self._total = self._path.stat().st_size + sum(catalogue.size_bytes(file) for file in files)
+            self._total = sum(_plain_bytes(conn) for conn in (*live, store))
+            self._total += sum(catalogue.path(file).stat().st_size for file in sealed)
             # Those that are written first: their logs cannot be taken in as long as a snapshot is open.
             events = sum(self._copy(conn, f"{_EVENTS}/{file.name}", tell) for conn, file in zip(live, written, strict=True))
             self._copy(store, f"{self._path.name}.partial", tell)

@@ -11,22 +11,28 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from component.test_master import Master
+from fakes.clock import Clock
+from fakes.old_store import everything, expected, old_store
 from fakes.peer import batch_of
-from fakes.store_child import take_in
-from garrison.common.events import Lane
+from fakes.store_child import open_and_close, take_in
+from garrison.common.events import Event, Lane
 from garrison.common.frames import Ack
+from garrison.common.names import NodeName
 from garrison.master.store import EventFilter, Store
+
+MANY = 100_000  # in 36 files: moving the rest takes far longer than noticing that some are there
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
 
-def everything(store_path: Path) -> list:
+def events_of(store_path: Path) -> list[Event]:
     store = Store(store_path)
     found, cursor = [], 0
     while page := store.events_page(EventFilter(), after=cursor):
@@ -88,12 +94,35 @@ def test_store_killed_at_any_moment_over_many_midnights_has_each_event_once_and_
         child.join()
         rounds += 1
 
-    found = [(e.lane, e.seq) for e in everything(path)]
+    found = [(e.lane, e.seq) for e in events_of(path)]
 
     assert rounds > 3, "it was killed several times"
     assert len({name.name[:10] for name in (tmp_path / "events").iterdir()}) > 10, "over several days"
     assert len(found) == len(set(found)), "nothing twice"
     assert set(found) == {(lane, seq) for lane, seqs in total.items() for seq in seqs}, "nothing lost"
+
+
+@pytest.mark.parametrize("files", [1, 10, 20], ids=["at its beginning", "later", "later still"])
+def test_upgrade_that_is_killed_goes_on_and_loses_and_repeats_nothing(tmp_path, files):
+    clock, path = Clock(), tmp_path / "store.db"
+    old_store(path, MANY, clock, every_s=15)
+    child = multiprocessing.get_context("spawn").Process(target=open_and_close, args=(path,))
+    child.start()
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "events").glob("*.db"))) < files:
+        assert time.monotonic() < deadline, "the upgrade goes on"
+        assert child.is_alive(), "killed before its end"
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert path.stat().st_size > 1 << 20, "the old table is there still"
+
+    store = Store(path, clock_ns=clock)
+
+    assert everything(store) == expected(MANY)
+    assert sum(facts.events for _, facts in store.event_log.catalogue.files()) == MANY
+    assert store.acked(NodeName("n1"), "e1") == {0: MANY, 1: MANY - 2}
+    store.close()
 
 
 # ---- backup ------------------------------------------------------------------------------------------------------------
@@ -180,7 +209,7 @@ def test_master_restored_from_an_older_copy_says_what_it_lacks_and_gets_all_that
     gaps = fleet.until(lambda: [e for e in fleet.events("--kind", "gap") if "of_epoch" in e["data"]], "the loss is told")
     fleet.end_master()
 
-    held, old = everything(fleet.directory / "store.db"), everything(tmp_path / "old" / "store.db")
+    held, old = events_of(fleet.directory / "store.db"), events_of(tmp_path / "old" / "store.db")
     here = {(e.epoch, e.lane, e.seq) for e in held}
     missing = [e for e in old if (e.epoch, e.lane, e.seq) not in here]
     assert missing, "the copy is older"

@@ -1,64 +1,15 @@
-"""A store of one table becomes files by day and lane: everything is there, each once, also when the upgrade is killed."""
+"""A store of one table becomes files by day and lane: everything is there, each once. Kills: tests/component/test_store.py."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sqlite3
-import time
-from pathlib import Path
-
-import pytest
-from sqlite_utils import Database
-
 from fakes.clock import Clock
-from fakes.peer import batch_of, event
-from fakes.store_child import open_and_close
-from garrison.common.events import Actor, Lane, encode_event
+from fakes.old_store import everything, expected, old_store
+from fakes.peer import batch_of
+from garrison.common.events import Lane
 from garrison.common.names import NodeName
 from garrison.master.store import EventFilter, Store
-from garrison.master.store.schema import _version_1
 
 N1 = NodeName("n1")
-
-
-def old_store(path: Path, events: int, clock: Clock) -> None:
-    """Write a store as version 1 did: alternating lanes, two nodes, an event a minute up to now."""
-    conn = sqlite3.connect(path, isolation_level=None)
-    conn.execute("PRAGMA journal_mode=WAL")
-    _version_1(Database(conn))
-    conn.executemany("INSERT INTO spools VALUES (?, ?, 'e1')", [(1, "n1"), (2, "n2")])
-    raw = {
-        lane: encode_event(event(lane=lane, ts=5, policy="p", verdict="block", actor=Actor(exe="/bin/sh")))
-        for lane in (Lane.ALERT, Lane.SHELL)
-    }
-    first_ns = clock() - events * 60 * 10**9
-    conn.execute("BEGIN")
-    conn.executemany(
-        "INSERT INTO events (id, spool, seq, node, ts, lane, kind, severity, operation, object, verdict, policy, rule, exe, "
-        "received_at, quarantine, record) VALUES (?, ?, ?, ?, 5, ?, 'exec', 1, '', '', 'block', 'p', '', '/bin/sh', ?, NULL, ?)",
-        (
-            (2 * n, 1 + n % 2, n, f"n{1 + n % 2}", n // 2 % 2, first_ns + n * 60 * 10**9, raw[Lane(n // 2 % 2)])
-            for n in range(1, events + 1)
-        ),
-    )
-    conn.execute("INSERT INTO acks SELECT spool, lane, max(seq) FROM events GROUP BY spool, lane")
-    conn.execute("PRAGMA user_version=1")
-    conn.execute("COMMIT")
-    conn.close()
-
-
-def everything(store: Store) -> list[tuple[int, str, int, int]]:
-    found, cursor = [], 0
-    while page := store.events_page(EventFilter(), after=cursor, limit=50_000):
-        found += [(number, e.node, int(e.lane), e.seq) for number, e in page]
-        cursor = page[-1][0]
-    return found
-
-
-def expected(events: int) -> list[tuple[int, str, int, int]]:
-    return [(2 * n, f"n{1 + n % 2}", n // 2 % 2, n) for n in range(1, events + 1)]
 
 
 def test_every_event_keeps_its_number_its_day_and_what_it_is_found_by(tmp_path):
@@ -111,27 +62,4 @@ def test_store_without_events_is_upgraded_too(tmp_path):
     store = Store(tmp_path / "store.db", clock_ns=clock)
 
     assert store.submit_batch(N1, batch_of([1])).result(10).new == 1
-    store.close()
-
-
-@pytest.mark.parametrize("files", [1, 20, 60], ids=["at its beginning", "in the middle", "near its end"])
-def test_upgrade_that_is_killed_goes_on_and_loses_and_repeats_nothing(tmp_path, files):
-    clock, path = Clock(), tmp_path / "store.db"
-    old_store(path, 50_000, clock)
-    child = multiprocessing.get_context("spawn").Process(target=open_and_close, args=(path,))
-    child.start()
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "events").glob("*.db"))) < files:
-        assert time.monotonic() < deadline, "the upgrade goes on"
-        assert child.is_alive(), "killed before its end"
-    assert child.pid is not None
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
-    assert path.stat().st_size > 1 << 20, "the old table is there still"
-
-    store = Store(path, clock_ns=clock)
-
-    assert everything(store) == expected(50_000)
-    assert sum(facts.events for _, facts in store.event_log.catalogue.files()) == 50_000
-    assert store.acked(N1, "e1") == {0: 50_000, 1: 49_998}
     store.close()
