@@ -44,6 +44,8 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "bpf_program__set_autoload": (_INT, (_PTR, c.c_bool)),
     "bpf_program__attach": (_PTR, (_PTR,)),
     "bpf_program__attach_cgroup": (_PTR, (_PTR, _INT)),
+    "bpf_raw_tracepoint_open": (_INT, (_STR, _INT)),
+    "bpf_link_create": (_INT, (_INT, _INT, _INT, _PTR)),
     "bpf_prog_test_run_opts": (_INT, (_INT, _PTR)),
     "bpf_link__fd": (_INT, (_PTR,)),
     "bpf_link__pin": (_INT, (_PTR, _STR)),

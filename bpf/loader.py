@@ -367,6 +367,11 @@ class Object:
         """Names of its maps, those of libbpf's own (data sections) left out."""
         return frozenset(name for name in self._map_pointers if "." not in name)
 
+    @property
+    def program_names(self) -> tuple[str, ...]:
+        """Names of its programs."""
+        return tuple(self._program_pointers)
+
     def set_rodata(self, values: Mapping[str, bytes]) -> None:
         """Set ``const volatile`` variables by name; the verifier then treats them as constants.
 

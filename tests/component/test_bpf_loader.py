@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from garrison.bpf.cgroups import cgroup2_root
 from garrison.bpf.loader import NOEXIST, BpfMap, MapType, Object, enabled_stats, object_path, open_pinned_map
 from garrison.bpf.pathhash import PathHasher
+from garrison.bpf.pinned import attach_pinned, pin_program
 from garrison.bpf.ring import RingReader
 from garrison.common.errors import CompileError, KernelError
 
@@ -198,3 +202,52 @@ def test_unpinning_takes_the_names_away(bpffs):
         made.unpin_map("counters", bpffs / "counters")
 
         assert {path.name for path in bpffs.iterdir()} <= {"maps.debug", "progs.debug"}  # the kernel's own
+
+
+def test_pinned_program_is_attached_as_often_as_its_link_was_removed_and_no_longer(bpffs):
+    with Object(object_path("protect")) as made, enabled_stats():
+        made.autoload(["watch_exit"])
+        made.load()
+        pin_program(made.programs["watch_exit"], bpffs / "program")
+
+        def runs() -> int:
+            before = made.programs["watch_exit"].run_stats()[1]
+            subprocess.run(["/usr/bin/true"], check=True)
+            return made.programs["watch_exit"].run_stats()[1] - before
+
+        assert runs() == 0
+        for _ in range(10):  # at once: the kernel need not have detached it yet
+            attach_pinned(bpffs / "program", bpffs / "link")
+            assert runs() > 0
+            (bpffs / "link").unlink()
+        _wait_for(lambda: runs() == 0)
+
+        with pytest.raises(KernelError, match=r"open .*/nothing"):
+            attach_pinned(bpffs / "nothing", bpffs / "link")
+        (bpffs / "taken").mkdir()
+        with pytest.raises(KernelError, match="pin program at"):
+            attach_pinned(bpffs / "program", bpffs / "taken")
+        _wait_for(lambda: runs() == 0)
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_pinned_program_on_packets_is_attached_to_a_cgroup(bpffs):
+    with Object(object_path("enforce_dns")) as made, enabled_stats(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        made.autoload(["egress_query"])
+        made.load()
+        egress = made.programs["egress_query"]
+        pin_program(egress, bpffs / "program")
+        sender.sendto(b"x", ("127.0.0.1", 9))
+        assert egress.run_stats()[1] == 0
+
+        attach_pinned(bpffs / "program", bpffs / "link", cgroup=cgroup2_root())
+        sender.sendto(b"x", ("127.0.0.1", 9))
+        (bpffs / "link").unlink()
+
+        assert egress.run_stats()[1] > 0

@@ -7,6 +7,7 @@ Rules of this file:
 - Workloads come and go without a new generation, unless they are selected in a way that the present one does not know. On trial
   that is added to both copies in place.
 - Fail-closed: a path that cannot be told counts as one that block rules name. A generation that does not fit is not switched to.
+- Programs that no rule needs are not attached. Those that the next rules need are attached before the switch.
 - While rules are on trial (``hold``) the copy with those before is not touched, and one write brings them back.
 - ``close`` leaves everything in force. Only ``release`` takes it away.
 Owns: the programs' life, pins, generations. Does not own: what rules mean (``program``), bytes (``layout``, ``events``).
@@ -36,6 +37,7 @@ from garrison.minion.enforcers.bpf_lsm.extension import extended, missing_profil
 from garrison.minion.enforcers.bpf_lsm.figures import read_figures
 from garrison.minion.enforcers.bpf_lsm.inodes import Inodes, interpreter, packed_inode
 from garrison.minion.enforcers.bpf_lsm.layout import TABLES, lay_out, lay_out_extension
+from garrison.minion.enforcers.bpf_lsm.needs import needed
 from garrison.minion.enforcers.bpf_lsm.options import PROTECTION, LsmOptions, Tamper
 from garrison.minion.enforcers.bpf_lsm.pins import OUR_TABLE, PinnedRules, Pins, remove
 from garrison.minion.enforcers.bpf_lsm.program import Program, compile_program
@@ -81,7 +83,6 @@ class BpfLsmEnforcer(Enforcer):
         self._hasher: PathHasher | None = None
         self._reader: RingReader | None = None
         self._teller: Teller | None = None
-        self._links = 0
         self._names: CgroupNames | None = None
         self._generation = 0
         self._held: Held | None = None
@@ -124,17 +125,20 @@ class BpfLsmEnforcer(Enforcer):
         with self._lock:
             number = self._generation + 1
             tables = lay_out(program, number, hasher=self._held_hasher(), inode_of=Inodes().of, placements=placements)
-            copy = self._free_copy()
+            copy, needs = self._free_copy(), needed(program.rules)
+            self._pins.links.attach(needs)
             self._copies.fill(copy, {name: tables[name] for name in TABLES})
             self._pins.rules.keep(number, program.rules, _KEPT_GENERATIONS)
             teller.rules[number] = program.rules
             self._copies.switch(copy)
+            self._pins.links.switched(needs)
             self._generation = number
             self._held, self._placements = (rules, program), placements
             self._residents.keep()
             self._protect()
             self._retire_others()
             teller.forget(number - _KEPT_GENERATIONS)
+        self._pins.links.trim()
 
     def hold(self) -> Sequence[MapWrite]:
         """Keep the active copy as it is."""
@@ -143,6 +147,7 @@ class BpfLsmEnforcer(Enforcer):
         with self._lock:
             self._take_over()
             self._kept, self._before = self._copies.active, (self._held, self._placements)
+            self._pins.links.hold()
             active, agent = self._maps["active"], self._maps["agent"]
             # Back to the copy; then nobody is the agent any more, so that protection lets the agent be ended and replaced.
             return (MapWrite(active.fd, _ZERO, _U32.pack(self._kept)), MapWrite(agent.fd, _ZERO, self._no_agent()))
@@ -154,8 +159,10 @@ class BpfLsmEnforcer(Enforcer):
                 kept, self._kept = self._kept, None
                 if kept is not None:
                     self._copies.switch(kept)
+                    self._pins.links.go_back()
                     self._held, self._placements = self._before
             if kept is not None:
+                self._pins.links.trim()
                 self._catch_up()
                 return
         self.apply(rules)
@@ -165,6 +172,8 @@ class BpfLsmEnforcer(Enforcer):
         with self._changing:
             with self._lock:
                 self._kept = None
+                self._pins.links.keep()
+            self._pins.links.trim()
             self._catch_up()
 
     def _catch_up(self) -> None:
@@ -183,13 +192,10 @@ class BpfLsmEnforcer(Enforcer):
                 self._teller.sum_up()
             counters = self._figures() | {"workloads": len(self._placements)}
             reader = self._reader
-            gone = self._links - self._pins.links() if reader is not None else 0
+            trouble = self._pins.links.trouble() if reader is not None else ""
         if reader is not None and not reader.alive:
-            detail = "events are no longer read"
-        elif gone:
-            detail = f"somebody took {gone} of {self._links} pins away: not everything is enforced until the agent is restarted"
-        else:
-            detail = self._shortage()
+            trouble = "events are no longer read"
+        detail = trouble or self._shortage()
         return EnforcerStatus(backend=BACKEND, healthy=not detail, detail=detail, counters=counters)
 
     def close(self) -> None:
@@ -310,7 +316,7 @@ class BpfLsmEnforcer(Enforcer):
         self._reader = RingReader(self._maps["events"], self._teller.take, name="lsm-events")
         self._note_agent()
         self._residents.feed(self._maps)
-        self._links = self._pins.links()
+        self._pins.links.take_over()
         return self._teller
 
     def _retire_others(self) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from garrison.bpf.cgroups import cgroup2_root
-from garrison.bpf.loader import BpfMap, Link, Object, Program, object_path
+from garrison.bpf.loader import BpfMap, Object, Program, object_path
 
-__all__ = ["OBJECTS", "attach", "attachable", "load_all", "version"]
+__all__ = ["OBJECTS", "attachable", "attachable_names", "cgroup_of", "load_all", "version"]
 
 OBJECTS: Final = (
     "enforce_exec",
@@ -38,6 +38,7 @@ _OPTIONAL: Final[Mapping[str, Mapping[str, str]]] = {
 }
 _ON_CGROUP: Final = "egress_"  # names of programs that are attached to the root of cgroups
 _ATTACHED: Final = ("guard_", "watch_", _ON_CGROUP)  # names of programs that are attached; others are run
+_PINS: Final = b"programs, links"  # what is pinned beside maps and rules: an agent that expects other pins is another version
 
 
 def load_all(rodata: Mapping[str, bytes], into: list[Object]) -> None:
@@ -70,27 +71,40 @@ def load_all(rodata: Mapping[str, bytes], into: list[Object]) -> None:
 
 
 def attachable(loaded: Sequence[Object]) -> list[Program]:
-    """Return the programs to attach, of objects in the order of ``OBJECTS``."""
+    """Return the programs that can be attached, of objects in the order of ``OBJECTS``."""
     found = []
     for name, made in zip(OBJECTS, loaded, strict=True):
-        left_out = _OPTIONAL.get(name, {}).keys() - set(_offered(name))
-        found += [p for p in made.programs.values() if p.name.startswith(_ATTACHED) and p.name not in left_out]
+        found += [made.programs[program] for program in _attachable(name, made)]
     return found
 
 
-def attach(program: Program) -> Link:
-    """Attach a program where it belongs.
+@cache
+def attachable_names() -> frozenset[str]:
+    """Return the names of the programs that can be attached on this kernel; loads none."""
+    found = set[str]()
+    for name in OBJECTS:
+        with Object(object_path(name)) as made:
+            found.update(_attachable(name, made))
+    return frozenset(found)
+
+
+def cgroup_of(program: str) -> Path | None:
+    """Return the cgroup to attach a program to; ``None`` for one that its section says the place of.
 
     Raises:
-        KernelError: The kernel refused.
         BackendUnsupportedError: There is no cgroup v2 to attach it to.
     """
-    return program.attach_cgroup(cgroup2_root()) if program.name.startswith(_ON_CGROUP) else program.attach()
+    return cgroup2_root() if program.startswith(_ON_CGROUP) else None
 
 
 def version() -> str:
-    """Return a digest of the programs: what another version has pinned is not taken over, it is replaced."""
-    return hashlib.sha256(b"".join(object_path(name).read_bytes() for name in OBJECTS)).hexdigest()[:16]
+    """Return a digest of the programs and of how they are pinned. What another version has pinned is replaced, not taken over."""
+    return hashlib.sha256(_PINS + b"".join(object_path(name).read_bytes() for name in OBJECTS)).hexdigest()[:16]
+
+
+def _attachable(name: str, made: Object) -> list[str]:
+    left_out = _OPTIONAL.get(name, {}).keys() - set(_offered(name))
+    return [program for program in made.program_names if program.startswith(_ATTACHED) and program not in left_out]
 
 
 def _offered(name: str) -> list[str]:

@@ -1,13 +1,13 @@
-"""What stays in the kernel between agents: maps, links, and the rules behind each generation, pinned on a bpffs.
+"""What stays in the kernel between agents: maps, programs, links, and the rules behind each generation, pinned on a bpffs.
 
-    PINS/<version>/maps/<name>  links/<program>  rules/<generation>  workloads
+    PINS/<version>/maps/<name>  programs/<name>  links/<name>  rules/<generation>  workloads
 
 Rules of this file:
 - A folder with ``links/ready`` in it is complete; others were left by an agent that died while it installed, and are removed.
 - A new version is attached beside the old one, and the old one's links go only when the new one holds rules.
 - Rules are kept with the tables that they are in, so events that nobody was there to read can be named later.
 - Workloads are kept, so that the next agent's first generation, of this version or another, has those that the last one knew.
-Owns: names and order of pins. Does not own: loading (``objects``), tables (``layout``).
+Owns: names and order of pins. Does not own: loading (``objects``), what is attached (``links``), tables (``layout``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from garrison.bpf.pathhash import KEY_BYTES, PathHasher
 from garrison.common.errors import KernelError
 from garrison.common.policy.rules import Rule
 from garrison.minion.enforcers.bpf_lsm.layout import TABLES
-from garrison.minion.enforcers.bpf_lsm.objects import attach, attachable, load_all, version
+from garrison.minion.enforcers.bpf_lsm.links import Links
+from garrison.minion.enforcers.bpf_lsm.objects import attachable, load_all, version
 from garrison.minion.workloads.model import Workload
 
 __all__ = ["OUR_TABLE", "PinnedRules", "Pins", "remove"]
@@ -54,6 +55,9 @@ class Pins:
 
     Args:
         root: Folder on a bpffs; made when something is installed.
+
+    Attributes:
+        links: What is attached of this version.
     """
 
     def __init__(self, root: Path) -> None:
@@ -61,6 +65,7 @@ class Pins:
         self._version = version()
         self._loaded: list[Object] = []
         self._key = b""
+        self.links = Links(self.folder)
 
     @property
     def folder(self) -> Path:
@@ -76,16 +81,11 @@ class Pins:
         """Return the folders of other versions, and of installations that were not finished."""
         if not self.root.is_dir():
             return []
-        return [folder for folder in self.root.iterdir() if folder != self.folder or not _is_ready(folder)]
+        return [folder for folder in self.root.iterdir() if folder != self.folder or not self.links.is_ready()]
 
     def is_installed(self) -> bool:
-        """Tell whether this version is attached."""
-        return _is_ready(self.folder)
-
-    def links(self) -> int:
-        """Return how many of our programs are held by a pin."""
-        folder = self.folder / "links"
-        return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
+        """Tell whether this version is there and holds rules, or can."""
+        return self.links.is_complete()
 
     def open_maps(self) -> dict[str, BpfMap]:
         """Open the maps of this version."""
@@ -102,14 +102,14 @@ class Pins:
             load_all(PathHasher(self._key).rodata, self._loaded)
 
     def install(self) -> None:
-        """Attach everything and pin it. Without rules the programs decide nothing yet.
+        """Pin everything, and attach what is always needed. Without rules the programs decide nothing yet.
 
         Raises:
             KernelError: The kernel refused; nothing of it is left.
         """
         self.load()
         try:
-            for name in ("maps", "links", "rules"):
+            for name in ("maps", "rules"):
                 (self.folder / name).mkdir(mode=0o700, parents=True)
             makers = {name: made for made in reversed(self._loaded) for name in made.maps}
             makers["secret"].maps["secret"].update(_ZERO, self._key)
@@ -117,9 +117,7 @@ class Pins:
                 makers["ours"].maps["ours"].update(key, _OUR_OWN)
             for name in _SHARED:
                 makers[name].pin_map(name, self.folder / "maps" / name)
-            for program in attachable(self._loaded):
-                attach(program).pin(self.folder / "links" / program.name)
-            (self.folder / "links" / "ready").mkdir()
+            self.links.install(attachable(self._loaded))
         except BaseException:
             remove(self.folder)
             raise
@@ -207,11 +205,7 @@ def remove(folder: Path) -> None:
 
 
 def _numbers(loaded: Sequence[Object]) -> Iterable[bytes]:
-    """Yield the kernel's numbers of maps and of attached programs, as keys of ``ours``."""
+    """Yield the kernel's numbers of maps and of programs that are or may be attached, as keys of ``ours``."""
     for made in loaded:
         yield from (_OURS.pack(held.id << 1) for held in made.maps.values())
     yield from (_OURS.pack(program.id << 1 | 1) for program in attachable(loaded))
-
-
-def _is_ready(folder: Path) -> bool:
-    return (folder / "links" / "ready").is_dir()
