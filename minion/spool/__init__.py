@@ -5,7 +5,8 @@
 """
 
 from garrison.minion.spool.caps import SpoolCaps
+from garrison.minion.spool.segment import Cargo, Item
 from garrison.minion.spool.spool import Spool
 from garrison.minion.spool.stats import SpoolStats
 
-__all__ = ["Spool", "SpoolCaps", "SpoolStats"]
+__all__ = ["Cargo", "Item", "Spool", "SpoolCaps", "SpoolStats"]

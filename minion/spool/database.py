@@ -13,8 +13,7 @@ Owns: the writing connection, which alone checkpoints. Does not own: threads, re
 from __future__ import annotations
 
 import sqlite3
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,16 +21,15 @@ import msgspec
 
 from garrison.common import limits
 from garrison.common.errors import SpoolError
-from garrison.common.events import Event, Kind, Lane, Scalar, encode_event
+from garrison.common.events import Lane
 from garrison.minion.spool.caps import PAGE_BYTES, SpoolCaps
 from garrison.minion.spool.intake import Work
 from garrison.minion.spool.schema import connect_writer, migrate, new_epoch, table, wal_bytes
-from garrison.minion.spool.segment import COLUMNS, Item, Numbered, Segment, cut, item_of, pack
+from garrison.minion.spool.segment import COLUMNS, EVENTS, Cargo, Item, Lost, Numbered, Segment, cut, gap_item, pack
 
-__all__ = ["LaneState", "SpoolDatabase", "SpoolState", "gap_item"]
+__all__ = ["LaneState", "SpoolDatabase", "SpoolState"]
 
 _VACUUM_PAGES: Final = 256  # given back to the file system per idle commit: 1 MiB
-_UNNUMBERED: Final = 0
 
 
 class LaneState(msgspec.Struct):
@@ -64,38 +62,6 @@ class SpoolState(msgspec.Struct):
     dropped: int = 0
 
 
-def gap_item(lane: Lane, count: int, reason: str, *, first_seq: int = 0, last_seq: int = 0, boot: str, epoch: str = "") -> Item:
-    """Return the gap event for ``count`` lost events; numbers are 0 when the events had none yet.
-
-    Args:
-        lane: The lane that lost them.
-        count: How many; 0 when nobody can know.
-        reason: Why, for a person.
-        first_seq: First number lost.
-        last_seq: Last number lost.
-        boot: Kernel boot id.
-        epoch: Epoch of the numbers, when it is not the gap's own.
-    """
-    data: dict[str, Scalar | list[Scalar]] = {
-        "first_seq": first_seq,
-        "last_seq": last_seq,
-        "count": count,
-        "reason": reason[:500],
-    }
-    if epoch:
-        data["of_epoch"] = epoch
-    event = Event(
-        ts=time.time_ns(),
-        mono=time.monotonic_ns(),
-        boot=boot,
-        lane=lane,
-        kind=Kind.GAP,
-        severity=7,
-        data=data,
-    )
-    return item_of(event, encode_event(event))
-
-
 class SpoolDatabase:
     """An open spool file.
 
@@ -103,14 +69,15 @@ class SpoolDatabase:
         path: The file; made when absent.
         caps: Its bounds.
         boot: Kernel boot id, for gap events.
+        cargo: What it holds.
 
     Raises:
         SpoolError: A newer agent made it.
         sqlite3.Error: It cannot be opened, or is damaged.
     """
 
-    def __init__(self, path: Path, caps: SpoolCaps, boot: str) -> None:
-        self.path, self._caps, self._boot = path, caps, boot
+    def __init__(self, path: Path, caps: SpoolCaps, boot: str, cargo: Cargo = EVENTS) -> None:
+        self.path, self._caps, self._boot, self._cargo = path, caps, boot, cargo
         if path.exists() and path.stat().st_size < PAGE_BYTES:
             # SQLite takes it for a new file; ours had events, or was interrupted while being made, which is as good as damaged.
             raise sqlite3.DatabaseError(f"the file has {path.stat().st_size} bytes")
@@ -119,6 +86,7 @@ class SpoolDatabase:
             migrate(self._conn)
             if path.stat().st_size <= limits.SPOOL_CHECK_MAX_BYTES:
                 self._check()
+            cargo.prepare(self._conn)
             self.state = self._load()
             self._skip_numbers()
         except BaseException:
@@ -156,7 +124,7 @@ class SpoolDatabase:
         Raises:
             sqlite3.Error: The disk refused or is damaged.
         """
-        change = _Transaction(self._conn, self.state, self._caps, self._boot)
+        change = _Transaction(self._conn, self.state, self._caps, self._boot, self._cargo)
         self._conn.execute("BEGIN IMMEDIATE")
         try:
             change.run(work)
@@ -174,7 +142,7 @@ class SpoolDatabase:
         Raises:
             sqlite3.Error: The disk refused.
         """
-        change = _Transaction(self._conn, self.state, self._caps, self._boot)
+        change = _Transaction(self._conn, self.state, self._caps, self._boot, self._cargo)
         self._conn.execute("BEGIN IMMEDIATE")
         try:
             change.adopt(items, next_seq)
@@ -200,8 +168,8 @@ class SpoolDatabase:
 class _Transaction:
     """The changes of one transaction, on a copy of the state."""
 
-    def __init__(self, conn: sqlite3.Connection, state: SpoolState, caps: SpoolCaps, boot: str) -> None:
-        self._conn, self._caps, self._boot = conn, caps, boot
+    def __init__(self, conn: sqlite3.Connection, state: SpoolState, caps: SpoolCaps, boot: str, cargo: Cargo) -> None:
+        self._conn, self._caps, self._boot, self._cargo = conn, caps, boot, cargo
         lanes = {lane: msgspec.structs.replace(one) for lane, one in state.lanes.items()}
         self.state = msgspec.structs.replace(state, lanes=lanes)
 
@@ -216,8 +184,9 @@ class _Transaction:
         for lane, first_seq in work.damaged:
             self._give_up(lane, first_seq)
         self._store(work.items)
+        self._cargo.taken(self._conn, work.items)
         for (lane, reason), count in work.losses.items():
-            self._gap(lane, count, reason)
+            self._tell([gap_item(lane, count, reason, boot=self._boot)], count)
         self._overflow()
         self._save()
 
@@ -247,21 +216,20 @@ class _Transaction:
         one.weight += segment.weight
         one.bytes += segment.size
 
-    def _delete(self, lane: Lane, first: int, last: int) -> tuple[int, int]:
-        # Removes whole segments and returns their weight and the first number they stood for; (0, 0) when there is none.
+    def _delete(self, lane: Lane, first: int, last: int) -> None:
+        # Removes whole segments.
         where = f"FROM {table(lane)} WHERE first_seq BETWEEN ? AND ? AND last_seq <= ?"
-        events, weight, size, covers = self._conn.execute(
-            f"SELECT sum(events), sum(weight), sum(size), min(covers) {where}",
+        events, weight, size = self._conn.execute(
+            f"SELECT sum(events), sum(weight), sum(size) {where}",
             (first, last, last),
         ).fetchone()
         if events is None:
-            return 0, 0
+            return
         self._conn.execute(f"DELETE {where}", (first, last, last))
         one = self.state.lanes[lane]
         one.events -= events
         one.weight -= weight
         one.bytes -= size
-        return weight, covers
 
     def _ack(self, lane: Lane, seq: int) -> None:
         one = self.state.lanes[lane]
@@ -284,7 +252,7 @@ class _Transaction:
     def _shorten(self, lane: Lane, segment: Segment, seq: int) -> int:
         # Returns how many events went because they were acknowledged.
         try:
-            rest = cut(segment, lane, seq)
+            rest = cut(segment, lane, seq, self._cargo)
         except SpoolError:
             self._give_up(lane, segment.first_seq)
             return 0
@@ -297,8 +265,7 @@ class _Transaction:
     def _give_up(self, lane: Lane, first_seq: int) -> None:
         row = self._conn.execute(f"SELECT last_seq FROM {table(lane)} WHERE first_seq = ?", (first_seq,)).fetchone()  # noqa: S608
         if row is not None:
-            weight, covers = self._delete(lane, first_seq, row[0])
-            self._gap(lane, weight, "the stored events were damaged", covers, row[0])
+            self._lose(lane, first_seq, row[0], "the stored events were damaged")
 
     def _overflow(self) -> None:
         for lane, need in self._caps.surplus({lane: one.bytes for lane, one in self.state.lanes.items()}).items():
@@ -307,12 +274,23 @@ class _Transaction:
                 freed, last = freed + size, last_seq
                 if freed >= need:
                     break
-            weight, covers = self._delete(lane, 0, last)
-            self._gap(lane, weight, "the spool was full", covers, last)
+            self._lose(lane, 0, last, "the spool was full")
 
-    def _gap(self, lane: Lane, count: int, reason: str, first_seq: int = _UNNUMBERED, last_seq: int = _UNNUMBERED) -> None:
-        self._store([gap_item(lane, count, reason, first_seq=first_seq, last_seq=last_seq, boot=self._boot)])
-        self.state.gaps += 1
+    def _lose(self, lane: Lane, first: int, last: int, reason: str) -> None:
+        where = f"FROM {table(lane)} WHERE first_seq BETWEEN ? AND ? AND last_seq <= ?"
+        weight, covers = self._conn.execute(f"SELECT sum(weight), min(covers) {where}", (first, last, last)).fetchone()
+        if weight is None:
+            return
+        bodies = self._conn.execute(f"SELECT crc, body {where} ORDER BY first_seq", (first, last, last))
+        lost = Lost(weight, covers, last, reason, self._boot, bodies)
+        gaps = self._cargo.losses(lane, lost)
+        bodies.close()
+        self._delete(lane, first, last)
+        self._tell(gaps, weight)
+
+    def _tell(self, gaps: Sequence[Item], count: int) -> None:
+        self._store(gaps)
+        self.state.gaps += len(gaps)
         self.state.dropped += count
 
     def _save(self) -> None:

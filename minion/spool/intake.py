@@ -81,11 +81,23 @@ class Intake:
             if self._closed or length >= _LANE_EVENTS[item.lane] or self._bytes + len(item.raw) > _LANE_BYTES[item.lane]:
                 self._count(item.lane, full_reason, item.weight)
                 return
-            self._queue.append(item)
-            self._bytes += len(item.raw)
-            self._puts += 1
-            if self._writer_waits and (length == 0 or length + 1 >= limits.SPOOL_COMMIT_MAX_EVENTS):
-                self._cond.notify()
+            self._append(item, length)
+
+    def offer(self, item: Item) -> int:
+        """Queue ``item`` if there is room; return its place among all that were queued, 0 when there is none."""
+        with self._cond:
+            length = len(self._queue)
+            if self._closed or length >= _LANE_EVENTS[item.lane] or self._bytes + len(item.raw) > _LANE_BYTES[item.lane]:
+                return 0
+            self._append(item, length)
+            return self._puts
+
+    def _append(self, item: Item, length: int) -> None:
+        self._queue.append(item)
+        self._bytes += len(item.raw)
+        self._puts += 1
+        if self._writer_waits and (length == 0 or length + 1 >= limits.SPOOL_COMMIT_MAX_EVENTS):
+            self._cond.notify()
 
     def lose(self, lane: Lane, reason: str, weight: int = 1) -> None:
         """Count an event that cannot be stored."""

@@ -22,9 +22,9 @@ from typing import Final
 from garrison.common import limits
 from garrison.common.events import Lane
 from garrison.minion.spool.caps import SpoolCaps
-from garrison.minion.spool.database import LaneState, SpoolDatabase, gap_item
+from garrison.minion.spool.database import LaneState, SpoolDatabase
 from garrison.minion.spool.schema import connect_reader, table
-from garrison.minion.spool.segment import COLUMNS, Item, Segment
+from garrison.minion.spool.segment import COLUMNS, EVENTS, Cargo, Item, Segment, gap_item
 
 __all__ = ["finish_swap", "rebuild", "sync_directory"]
 
@@ -35,7 +35,7 @@ _SIDE_FILES: Final = ("-wal", "-shm", "")  # the log first: beside a new file it
 _log = logging.getLogger(__name__)
 
 
-def rebuild(path: Path, caps: SpoolCaps, boot: str, reason: str) -> None:
+def rebuild(path: Path, caps: SpoolCaps, boot: str, reason: str, cargo: Cargo = EVENTS) -> None:
     """Replace the damaged ``path`` by a new file with all that reads. No connection to it may be open.
 
     Raises:
@@ -44,7 +44,7 @@ def rebuild(path: Path, caps: SpoolCaps, boot: str, reason: str) -> None:
     """
     new = path.with_suffix(".new")
     _remove(new)
-    database = SpoolDatabase(new, caps, boot)
+    database = SpoolDatabase(new, caps, boot, cargo)
     try:
         kept, lost = _move(path, database, boot)
     finally:

@@ -24,7 +24,7 @@ from typing import Final
 
 from garrison.common import limits
 from garrison.common.errors import FrameError, SpoolError
-from garrison.common.events import Event, Lane, decode_event, encode_event
+from garrison.common.events import Event, Lane, encode_event
 from garrison.common.frames import Batch
 from garrison.minion.spool.caps import SpoolCaps
 from garrison.minion.spool.database import SpoolDatabase, SpoolState
@@ -32,7 +32,7 @@ from garrison.minion.spool.intake import Intake, Work
 from garrison.minion.spool.reader import DamagedSegmentError, SpoolReader
 from garrison.minion.spool.recover import finish_swap, rebuild, sync_directory
 from garrison.minion.spool.schema import is_damage
-from garrison.minion.spool.segment import item_of
+from garrison.minion.spool.segment import EVENTS, Cargo, Item, item_of
 from garrison.minion.spool.stats import SpoolStats
 
 __all__ = ["FILE_NAME", "Spool"]
@@ -46,8 +46,8 @@ _log = logging.getLogger(__name__)
 class Spool:
     """An open spool; made by ``open``. All methods may be called from any thread."""
 
-    def __init__(self, path: Path, caps: SpoolCaps, boot: str, database: SpoolDatabase, lock_fd: int) -> None:
-        self._path, self._caps, self._boot, self._lock_fd = path, caps, boot, lock_fd
+    def __init__(self, path: Path, caps: SpoolCaps, boot: str, database: SpoolDatabase, lock_fd: int, *, cargo: Cargo) -> None:
+        self._path, self._caps, self._boot, self._lock_fd, self._cargo = path, caps, boot, lock_fd, cargo
         self._database: SpoolDatabase | None = database
         self._reader: SpoolReader | None = None
         self._read_lock = threading.Lock()
@@ -61,13 +61,14 @@ class Spool:
         self._writer = threading.Thread(target=self._write, name="spool", daemon=True)
 
     @classmethod
-    def open(cls, directory: Path, caps: SpoolCaps, *, boot: str) -> Spool:
+    def open(cls, directory: Path, caps: SpoolCaps, *, boot: str, cargo: Cargo = EVENTS) -> Spool:
         """Open the spool in ``directory``, making both when absent; a damaged file is rebuilt first.
 
         Args:
             directory: Its place; nothing else belongs there.
             caps: Its bounds.
             boot: Kernel boot id, for gap events.
+            cargo: What it holds.
 
         Raises:
             SpoolError: Another process has it open, or the disk refuses.
@@ -80,13 +81,13 @@ class Spool:
             lock_fd = _lock(directory)
             finish_swap(path)
             try:
-                database = SpoolDatabase(path, caps, boot)
+                database = SpoolDatabase(path, caps, boot, cargo)
             except (SpoolError, sqlite3.Error) as err:
                 if isinstance(err, sqlite3.Error) and not is_damage(err):
                     raise
-                rebuild(path, caps, boot, str(err))
+                rebuild(path, caps, boot, str(err), cargo)
                 recoveries = 1
-                database = SpoolDatabase(path, caps, boot)
+                database = SpoolDatabase(path, caps, boot, cargo)
             sync_directory(directory)
         except (OSError, sqlite3.Error, SpoolError) as err:
             if lock_fd >= 0:
@@ -94,7 +95,7 @@ class Spool:
             if isinstance(err, SpoolError):
                 raise
             raise SpoolError(f"the spool in {directory} cannot be opened: {err}", hint="free or mend that disk") from err
-        spool = cls(path, caps, boot, database, lock_fd)
+        spool = cls(path, caps, boot, database, lock_fd, cargo=cargo)
         spool._recoveries = recoveries
         spool._writer.start()
         return spool
@@ -109,6 +110,18 @@ class Spool:
             self._intake.lose(event.lane if event.lane in set(Lane) else Lane.STATE, "it cannot be encoded or is too large")
             return
         self._intake.put(item, f"the disk refused: {self._error}" if self._error else "the queue was full")
+
+    def offer(self, item: Item) -> int:
+        """Take ``item`` if there is room; return what ``durable`` reaches once it is durable, 0 when it was not taken.
+
+        For what may come again: not taken is not lost.
+        """
+        return self._intake.offer(item)
+
+    @property
+    def durable(self) -> int:
+        """How many of the items taken since the opening are durable."""
+        return self._done_marks[0]
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until events put before are durable, or their loss is, and acks too; returns whether that came about."""
@@ -238,7 +251,7 @@ class Spool:
         for lane in self.tails():
             batch = self.next_batch(lane, 0, 1, 1)
             with suppress(FrameError):  # an event that this version cannot read has no age to show; the master keeps it as it is
-                stamps += [decode_event(raw).ts for raw in batch.events] if batch else []
+                stamps += [self._cargo.stamp(raw) for raw in batch.events] if batch else []
         return max(0.0, (time.time_ns() - min(stamps)) / 1e9) if stamps else 0.0
 
     # ---- the writer ------------------------------------------------------------------------------------------------------
@@ -292,10 +305,10 @@ class Spool:
         if self._database is None:
             finish_swap(self._path)
             if self._damage:
-                rebuild(self._path, self._caps, self._boot, self._damage)
+                rebuild(self._path, self._caps, self._boot, self._damage, self._cargo)
                 self._damage = ""
                 self._recoveries += 1
-            self._database = SpoolDatabase(self._path, self._caps, self._boot)
+            self._database = SpoolDatabase(self._path, self._caps, self._boot, self._cargo)
             self._state = self._database.state
         return self._database
 
