@@ -9,13 +9,27 @@ Rules of this file:
 
 from __future__ import annotations
 
-from typing import Annotated, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 import zstandard
 
 from garrison.common import limits
 from garrison.common.errors import FrameError
+from garrison.common.frame_fields import CountField as _Count
+from garrison.common.frame_fields import HexField as _Hex
+from garrison.common.frame_fields import IntField as _Int
+from garrison.common.frame_fields import StrField as _Str
+from garrison.common.relay_frames import (
+    Forward,
+    Passed,
+    Presence,
+    RelayAssignment,
+    RelayNodes,
+    Sealed,
+    Signed,
+    check_relay_message,
+)
 
 __all__ = [
     "PROTOCOL",
@@ -42,14 +56,10 @@ __all__ = [
     "decode_down",
     "decode_up",
     "encode_frame",
+    "plain_bytes",
 ]
 
 PROTOCOL: Final = 1  # raised when an old peer could misread a message; N and N-1 must talk
-
-_Str = Annotated[str, msgspec.Meta(max_length=limits.STRING_MAX_CHARS)]
-_Hex = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[0-9a-f]*\Z")]  # not $, which lets a newline through
-_Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]  # SQLite's numbers end there
-_Int = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
 
 
 class _Frame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="t", tag=str.lower):
@@ -75,6 +85,9 @@ class Hello(_Frame, frozen=True, kw_only=True, omit_defaults=True):
         bundle: Digest of the applied bundle's metadata, empty for none.
         backends: Backend name → ``ok`` or why it cannot work.
         grains: Facts: os, kernel, arch, and so on.
+        relay: It is a relay, which speaks for others.
+        signing_key: Ed25519 public key that signs what travels through a relay.
+        vouch: By the node's CURVE key for its signing key (``common.trust.pair``).
     """
 
     proto: _Int = PROTOCOL
@@ -91,6 +104,9 @@ class Hello(_Frame, frozen=True, kw_only=True, omit_defaults=True):
     bundle: _Hex = ""
     backends: dict[_Str, _Str] = {}
     grains: dict[_Str, _Str] = {}
+    relay: bool = False
+    signing_key: _Hex = ""
+    vouch: _Hex = ""
 
 
 class Batch(_Frame, frozen=True, kw_only=True, omit_defaults=True):
@@ -207,6 +223,9 @@ class Welcome(_Frame, frozen=True, kw_only=True, omit_defaults=True):
         generation: Highest generation assigned to this node, 0 for none; an ``Assignment`` follows when the node lacks it.
         time_ns: Master's wall clock.
         confirms: It answers ``ConfirmRequest``; a master that does not know it would take it for a broken message.
+        relays: It takes what a relay sends; one that does not know relays would file it as events that it cannot read.
+        seen: Highest number of the hello's epoch that came by a relay, over all lanes: not for deleting, only for recognising a
+            node that was restored from a copy.
     """
 
     proto: _Int = PROTOCOL
@@ -215,10 +234,16 @@ class Welcome(_Frame, frozen=True, kw_only=True, omit_defaults=True):
     generation: _Count = 0
     time_ns: _Count = 0
     confirms: bool = False
+    relays: bool = False
+    seen: _Count = 0
 
 
 class Refused(_Frame, frozen=True, kw_only=True, omit_defaults=True):
-    """The master will not serve this. ``code``: ``version`` ``name`` ``clone`` ``retired`` ``protocol`` ``confirm``."""
+    """The master, or a relay, will not serve this.
+
+    ``code``: ``version`` ``name`` ``clone`` ``retired`` ``protocol`` ``confirm``; ``role``: a relay's key used as a node's, or
+    the other way round; ``uplink``: the relay cannot ask its master.
+    """
 
     code: _Str
     reason: _Str = ""
@@ -302,8 +327,10 @@ class Pong(_Frame, frozen=True, kw_only=True, omit_defaults=True):
     n: _Count = 0
 
 
-Up = Hello | Batch | ChunkRequest | ApplyReport | ConfirmRequest | JobOutput | JobResult | Ping | Pong
-Down = Welcome | Refused | Confirmed | Ack | Assignment | Chunk | Job | JobCancel | Ping | Pong
+_Node = Hello | Batch | ChunkRequest | ApplyReport | ConfirmRequest | JobOutput | JobResult | Ping | Pong
+Up = _Node | Signed | Forward | Presence | Passed
+_Master = Welcome | Refused | Confirmed | Ack | Assignment | Chunk | Job | JobCancel | Ping | Pong
+Down = _Master | Sealed | RelayNodes | RelayAssignment | Passed
 
 _COMPRESS_FROM_BYTES: Final = 512  # smaller frames grow or gain nothing worth the CPU
 _T = TypeVar("_T")
@@ -334,15 +361,24 @@ def encode_frame(message: Up | Down) -> bytes:
     return frame
 
 
-def decode_up(frame: bytes) -> Up:
+def decode_up(frame: bytes, plain_max_bytes: int = limits.FRAME_PLAIN_MAX_BYTES) -> Up:
     """Return the message that a minion sent.
+
+    Args:
+        frame: As it came.
+        plain_max_bytes: At most so much unpacked.
 
     Raises:
         FrameError: Too large, not a frame, an unknown message, wrong types, or counts over a limit.
     """
-    message: Up = _decode(frame, _up)
+    message: Up = _decode(frame, _up, plain_max_bytes)
     _check_up(message)
     return message
+
+
+def plain_bytes(frame: bytes) -> int:
+    """Return how large a frame that could be decoded is unpacked."""
+    return len(frame) - 1 if frame[0] == 0 else int(zstandard.frame_content_size(frame[1:]))
 
 
 def decode_down(frame: bytes) -> Down:
@@ -351,19 +387,19 @@ def decode_down(frame: bytes) -> Down:
     Raises:
         FrameError: As ``decode_up``.
     """
-    message: Down = _decode(frame, _down)
+    message: Down = _decode(frame, _down, limits.FRAME_PLAIN_MAX_BYTES)
     _check_down(message)
     return message
 
 
-def _decode(frame: bytes, decoder: msgspec.msgpack.Decoder[_T]) -> _T:
+def _decode(frame: bytes, decoder: msgspec.msgpack.Decoder[_T], plain_max_bytes: int) -> _T:
     if not 1 < len(frame) <= limits.FRAME_MAX_BYTES:
         raise FrameError(f"frame of {len(frame)} bytes")
     try:
         if frame[0] == 0:
             return decoder.decode(memoryview(frame)[1:])
         if frame[0] == 1:
-            return decoder.decode(_decompress(frame[1:]))
+            return decoder.decode(_decompress(frame[1:], plain_max_bytes))
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as err:
         raise FrameError(f"not a frame: {err}") from err
     except zstandard.ZstdError as err:
@@ -371,16 +407,17 @@ def _decode(frame: bytes, decoder: msgspec.msgpack.Decoder[_T]) -> _T:
     raise FrameError(f"frame encoding {frame[0]} is unknown")
 
 
-def _decompress(packed: bytes) -> bytes:
+def _decompress(packed: bytes, plain_max_bytes: int) -> bytes:
     # The declared size is checked first, and bounds what is allocated; a header that lies about it fails in the library.
     size = zstandard.frame_content_size(packed)
-    if not 0 < size <= limits.FRAME_PLAIN_MAX_BYTES:
+    if not 0 < size <= plain_max_bytes:
         raise FrameError(f"compressed frame declares {size} bytes")
     plain: bytes = zstandard.ZstdDecompressor().decompress(packed, max_output_size=size, allow_extra_data=False)
     return plain
 
 
 def _check_down(message: Down) -> None:
+    check_relay_message(message)
     if isinstance(message, Job):
         if not 1 <= len(message.argv) <= limits.JOB_ARGV_MAX or len(message.env) > limits.JOB_ENV_MAX:
             raise FrameError(f"job has {len(message.argv)} arguments and {len(message.env)} variables")
@@ -395,6 +432,7 @@ def _check_down(message: Down) -> None:
 
 
 def _check_up(message: Up) -> None:
+    check_relay_message(message)
     if isinstance(message, Batch):
         if not 1 <= len(message.events) <= limits.BATCH_MAX_EVENTS or len(message.seqs) != len(message.events):
             raise FrameError(f"batch has {len(message.events)} events and {len(message.seqs)} numbers")

@@ -32,6 +32,17 @@ FETCH_MAX_S: Final = 600.0  # without any progress, over all reconnects, before 
 LINK_WORKS_MAX: Final = 512  # jobs and assignments of the master in work at once; more is refused
 PENDING_KEYS_MAX: Final = 256  # refused keys remembered for `garrison nodes pending`
 
+# ---- Relay ----------------------------------------------------------------------------------------------------------
+SIGNED_FRAME_MAX_BYTES: Final = FRAME_MAX_BYTES - 4_096  # of a signed message: it must fit into a frame, and that into another
+SIGNED_PLAIN_MAX_BYTES: Final = (
+    1 << 20
+)  # of a signed batch unpacked: twice BATCH_MAX_BYTES; bounds what many in one frame unpack to
+FORWARD_MAX_ITEMS: Final = 64  # signed batches in one message of a relay: 64 MiB unpacked at worst
+RELAYED_HELLO_MAX_BYTES: Final = 64 << 10  # of a node's hello, which its relay passes on; an agent's takes about 1 KB
+RELAY_NODES_MAX: Final = 4_096  # nodes behind one relay: their list fits a frame
+RELAY_CACHE_MAX_BYTES: Final = 1 << 30  # blobs kept at a relay: sixteen largest bundles; the least recently read goes first
+PRESENCE_S: Final = 1.0  # a relay tells changes of its nodes at most so often
+
 # ---- Events ---------------------------------------------------------------------------------------------------------
 EVENT_MAX_BYTES: Final = 16 << 10  # one encoded event; a longer argv is cut and marked by the observer
 EVENT_ARGS_MAX: Final = 64  # arguments kept of one command

@@ -30,6 +30,7 @@ from garrison.minion.identity import Identity
 from garrison.minion.jobs import JobRunner
 from garrison.minion.link.client import Link
 from garrison.minion.link.settings import LinkSettings
+from garrison.minion.link.voice import DIRECT, RelayedVoice
 from garrison.minion.lockout import local_needs
 from garrison.minion.observers.base import Observer
 from garrison.minion.observers.errors import ErrorObserver
@@ -124,6 +125,7 @@ async def _run(settings: MinionSettings, identity: Identity) -> None:
                 secret_key=identity.secret_key,
             ),
             agent,
+            voice=RelayedVoice(identity.name, identity.secret_key, join.master.encode()) if join.by_relay else DIRECT,
         )
     await agent.run(stop, link=link, ready=lambda: notify("READY=1"), alive=lambda: notify(_WATCHDOG_TEXT))
     notify("STOPPING=1")

@@ -2,8 +2,9 @@
 
 Rules of this file:
 - The private key is made here, mode 0600, and never leaves the directory.
-- Name, tenant and server key are pinned at the first start. Later flags or files that differ are refused, not followed:
-  a changed environment variable must not move a node to another master or make it take another node's assignments.
+- Name, tenant and master are pinned at the first start. Later flags or files that differ are refused, not followed:
+  a changed environment variable must not move a node to another master or make it take another node's assignments. A join file
+  that leads to the same master on another way, straight or through a relay, is followed.
 - One agent per directory: the lock is held as long as ``Identity`` lives.
 """
 
@@ -147,6 +148,9 @@ def _pin_join(directory: Path, offered: Path | None) -> JoinFile | None:
     new = load_join(offered)
     if held is None:
         save_join(new, path)
+        return new
+    if new != held and new.is_same_master(held):
+        save_join(new, path)  # another way to it: straight, or through this or that relay
         return new
     if (new.tenant, new.server_key) != (held.tenant, held.server_key):
         raise ConfigError(

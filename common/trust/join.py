@@ -30,16 +30,17 @@ _PORT_MAX: Final = 65_535
 _HINT: Final = "copy join.json of the master's directory again"
 
 
-class JoinFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class JoinFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a node needs to know its master.
 
     Attributes:
         v: Version of the format.
         tenant: Whose nodes these are; signed into every bundle and assignment.
-        masters: Where the master listens, ``tcp://host:port``, tried in order.
-        server_key: The master's CURVE public key, Z85.
+        masters: Where the master, or a relay, listens, ``tcp://host:port``, tried in order.
+        server_key: CURVE public key of who listens there, Z85.
         bundle_root: Root metadata that names the authors' keys.
         assignment_root: Root metadata that names the master's assignment key.
+        master_key: The master's CURVE public key, Z85, when a relay listens there; else empty.
     """
 
     v: int
@@ -48,6 +49,22 @@ class JoinFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     server_key: str
     bundle_root: str
     assignment_root: str
+    master_key: str = ""
+
+    @property
+    def by_relay(self) -> bool:
+        """Whether the node's connections are with a relay, which it trusts with nothing but carrying."""
+        return bool(self.master_key)
+
+    @property
+    def master(self) -> str:
+        """The master's CURVE public key, Z85."""
+        return self.master_key or self.server_key
+
+    def is_same_master(self, other: JoinFile) -> bool:
+        """Tell whether both files lead to one master, maybe on different ways."""
+        mine, its = ((j.tenant, j.master, j.bundle_root, j.assignment_root) for j in (self, other))
+        return mine == its
 
     def check(self) -> None:
         """Check every field.
@@ -63,6 +80,10 @@ class JoinFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for endpoint in self.masters:
             check_endpoint(endpoint)
         check_public_key(self.server_key)
+        if self.master_key:
+            check_public_key(self.master_key)
+            if self.master_key == self.server_key:
+                raise ConfigError("master_key is for relays: a relay has a key of its own", hint=_HINT)
         for name, root in (("bundle_root", self.bundle_root), ("assignment_root", self.assignment_root)):
             try:
                 RootChain.start(root.encode())

@@ -17,6 +17,7 @@ import logging
 import random
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -31,6 +32,7 @@ from garrison.common.frames import (
     Confirmed,
     ConfirmRequest,
     Refused,
+    Up,
     decode_down,
     encode_frame,
 )
@@ -39,8 +41,9 @@ from garrison.minion.link.causes import Failure, LinkFailure
 from garrison.minion.link.connection import Connection
 from garrison.minion.link.fetch import Fetcher
 from garrison.minion.link.peer import LinkPeer, LinkState, MasterRefusedError
-from garrison.minion.link.session import Session
+from garrison.minion.link.session import RelayDown, Session
 from garrison.minion.link.settings import LinkSettings
+from garrison.minion.link.voice import DIRECT, Voice
 
 __all__ = ["Link"]
 
@@ -57,10 +60,19 @@ class Link:
     Args:
         settings: Where, with which keys, how patiently.
         peer: The agent.
+        voice: Straight, through a relay, or as a relay.
+        on_relayed: Takes what a master says to a relay only; ``None`` on a node.
     """
 
-    def __init__(self, settings: LinkSettings, peer: LinkPeer) -> None:
-        self._settings, self._peer = settings, peer
+    def __init__(
+        self,
+        settings: LinkSettings,
+        peer: LinkPeer,
+        *,
+        voice: Voice = DIRECT,
+        on_relayed: Callable[[RelayDown], None] | None = None,
+    ) -> None:
+        self._settings, self._peer, self._voice, self._on_relayed = settings, peer, voice, on_relayed
         self._stop = asyncio.Event()
         self._session: Session | None = None
         self._fetcher = Fetcher(self._request_chunk, chunk_s=settings.chunk_s, fetch_s=settings.fetch_s)
@@ -96,6 +108,14 @@ class Link:
             with suppress(LinkFailure):  # told again on the next connection
                 await _send_report(self._session, report)
 
+    def try_send(self, message: Up) -> bool:
+        """Send ``message`` on the connection that there is, if there is room; return whether that was done."""
+        return self._session is not None and self._session.try_send(message)
+
+    async def fetch(self, digest: Digest, length: int | None) -> bytes:
+        """Return a blob of the master; see ``Fetcher.fetch``."""
+        return await self._fetcher.fetch(digest, length)
+
     async def confirm(self, generation: int, bundle: Digest) -> None:
         """Have the master confirm what is on trial, over a connection that is made for that.
 
@@ -116,12 +136,15 @@ class Link:
             connection.close()
 
     async def _ask(self, connection: Connection, request: ConfirmRequest) -> None:
-        await connection.send(encode_frame(request))
+        await connection.send(encode_frame(self._voice.said(request)))
         try:
             async with asyncio.timeout(self._settings.handshake_s):
-                answer = decode_down(await connection.receive())
+                came = decode_down(await connection.receive())
         except TimeoutError:
             raise LinkError(f"{connection.endpoint} does not answer") from None
+        answer = self._voice.heard(came, self._peer.hello().instance)
+        if isinstance(answer, Refused) and self._voice.refuses_for_itself(came):
+            raise LinkError(f"{connection.endpoint}: {answer.reason}")
         if isinstance(answer, Refused):
             raise MasterRefusedError(answer.reason)
         if answer != Confirmed(nonce=request.nonce):
@@ -164,7 +187,13 @@ class Link:
         try:
             await connection.open()
             session = Session(
-                connection, self._settings, self._peer, on_assignment=self._on_assignment, on_chunk=self._fetcher.on_chunk
+                connection,
+                self._settings,
+                self._peer,
+                on_assignment=self._on_assignment,
+                on_chunk=self._fetcher.on_chunk,
+                voice=self._voice,
+                on_relayed=self._on_relayed,
             )
             self._master_confirms = (await session.greet()).confirms
             self._served_by = endpoint
@@ -186,8 +215,8 @@ class Link:
         raise AssertionError("a conversation ended without a cause")
 
     async def _converse(self, session: Session) -> None:
-        self._tell(connected=True, cause="connected")
         self._session = session
+        self._tell(connected=True, cause="connected")
         if self._report is not None:
             await _send_report(session, self._report)
         self._fetcher.reconnected()
@@ -214,7 +243,7 @@ class Link:
 
     # ---- what outlives a connection ----------------------------------------------------------------------------------------
     def _request_chunk(self, request: ChunkRequest) -> bool:
-        return self._session is not None and self._session.try_send(request)
+        return self.try_send(request)
 
     def _on_assignment(self, assignment: Assignment) -> None:
         # The agent takes them one at a time, in order; one that it has already costs it a look.

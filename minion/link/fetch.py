@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from garrison.common import limits
 from garrison.common.errors import FrameError, LinkError
@@ -18,11 +19,13 @@ from garrison.common.names import Digest, parse_digest
 
 __all__ = ["Fetcher"]
 
+_MAX_BYTES: Final = max(limits.METADATA_MAX_BYTES, limits.BUNDLE_FILE_MAX_BYTES)
+
 
 class _Blob:
     """One fetch under way."""
 
-    def __init__(self, digest: Digest, length: int) -> None:
+    def __init__(self, digest: Digest, length: int | None) -> None:
         self.digest, self.length = digest, length
         self.pieces: dict[int, bytes] = {}
         self.asked: dict[int, float] = {}
@@ -30,12 +33,22 @@ class _Blob:
         self.error = ""
 
     def missing(self) -> list[int]:
-        return [offset for offset in range(0, self.length, limits.CHUNK_BYTES) if offset not in self.pieces]
+        # Of unknown length: the first piece tells it.
+        length = 1 if self.length is None else self.length
+        return [offset for offset in range(0, length, limits.CHUNK_BYTES) if offset not in self.pieces]
 
     def take(self, chunk: Chunk) -> None:
+        if self.length is None and 0 <= chunk.total <= _MAX_BYTES:
+            self.length = chunk.total
         if chunk.total != self.length:
-            here = "does not have it" if chunk.total < 0 else f"has {chunk.total} bytes of it, not {self.length}"
+            here = (
+                "does not have it"
+                if chunk.total < 0
+                else f"has {chunk.total} bytes of it, not {self.length if self.length is not None else f'up to {_MAX_BYTES}'}"
+            )
             self.error = f"the master {here}"
+        elif self.length == 0:
+            self.pieces[0] = b""
         elif chunk.offset % limits.CHUNK_BYTES or len(chunk.data) != min(limits.CHUNK_BYTES, self.length - chunk.offset):
             raise FrameError(f"chunk at {chunk.offset} has {len(chunk.data)} bytes")
         else:
@@ -56,14 +69,18 @@ class Fetcher:
         self._request, self._chunk_s, self._fetch_s = request, chunk_s, fetch_s
         self._blobs: dict[Digest, list[_Blob]] = {}
 
-    async def fetch(self, digest: Digest, length: int) -> bytes:
-        """Return ``length`` bytes that the master has for ``digest``; the caller checks that they are the right ones.
+    async def fetch(self, digest: Digest, length: int | None) -> bytes:
+        """Return what the master has for ``digest``; the caller checks that they are the right bytes.
+
+        Args:
+            digest: Of the blob.
+            length: Of the blob; ``None`` when it is not known.
 
         Raises:
             LinkError: Too long, the master lacks it or has another length, or nothing came for ``fetch_s``.
             ConfigError: ``digest`` is none.
         """
-        if not 0 <= length <= max(limits.METADATA_MAX_BYTES, limits.BUNDLE_FILE_MAX_BYTES):
+        if length is not None and not 0 <= length <= _MAX_BYTES:
             raise LinkError(f"a blob of {length} bytes is not fetched")
         blob = _Blob(parse_digest(digest), length)
         self._blobs.setdefault(blob.digest, []).append(blob)

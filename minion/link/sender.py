@@ -50,9 +50,11 @@ class Sender:
     Args:
         credits_: Batches the master lets be unacknowledged; at least one is taken, at most ``UNACKED_MAX_BATCHES``.
         acked: Numbers the master has, by lane, of the current epoch.
+        batch_events: At most so many events in a batch.
     """
 
-    def __init__(self, credits_: int, acked: Mapping[Lane, int]) -> None:
+    def __init__(self, credits_: int, acked: Mapping[Lane, int], *, batch_events: int = limits.BATCH_MAX_EVENTS) -> None:
+        self._batch_events = batch_events
         self._credits = max(1, min(credits_, limits.UNACKED_MAX_BATCHES))
         self._sent = {lane: acked.get(lane, 0) for lane in Lane}
         self._flights: deque[_Flight] = deque()
@@ -100,7 +102,7 @@ class Sender:
         return first
 
     def _want(self, lane: Lane, max_bytes: int) -> Want:
-        return Want(lane, self._sent[lane], limits.BATCH_MAX_EVENTS, max_bytes)
+        return Want(lane, self._sent[lane], self._batch_events, max_bytes)
 
     def sent(self, want: Want, last_seq: int, size: int, now: float) -> None:
         """Note that ``want`` was answered by a batch up to ``last_seq`` with ``size`` bytes of events."""

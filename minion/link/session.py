@@ -23,7 +23,6 @@ from garrison.common.frames import (
     Assignment,
     Batch,
     Chunk,
-    Confirmed,
     Down,
     Job,
     JobCancel,
@@ -37,13 +36,17 @@ from garrison.common.frames import (
     decode_down,
     encode_frame,
 )
+from garrison.common.relay_frames import Passed, RelayAssignment, RelayNodes
 from garrison.minion.link.causes import Failure, LinkFailure, refused
 from garrison.minion.link.connection import Connection
 from garrison.minion.link.peer import LinkPeer
 from garrison.minion.link.sender import Sender, Want
 from garrison.minion.link.settings import LinkSettings
+from garrison.minion.link.voice import DIRECT, Voice
 
-__all__ = ["Session"]
+__all__ = ["RelayDown", "Session"]
+
+RelayDown = RelayNodes | RelayAssignment | Passed
 
 _CANCEL_AGAIN_S: Final = 1.0
 _REREAD_S: Final = 0.5  # the spool has events and cannot read them now: it is being mended
@@ -61,6 +64,8 @@ class Session:
         peer: The agent.
         on_assignment: Takes assignments; must return at once.
         on_chunk: Takes chunks.
+        voice: Straight, through a relay, or as a relay.
+        on_relayed: Takes what a master says to a relay only; must return at once. ``None`` on a node: such a message is refused.
     """
 
     def __init__(
@@ -71,9 +76,12 @@ class Session:
         *,
         on_assignment: Callable[[Assignment], None],
         on_chunk: Callable[[Chunk], None],
+        voice: Voice = DIRECT,
+        on_relayed: Callable[[RelayDown], None] | None = None,
     ) -> None:
         self._connection, self._settings, self._peer = connection, settings, peer
         self._on_assignment, self._on_chunk = on_assignment, on_chunk
+        self._voice, self._on_relayed, self._instance = voice, on_relayed, ""
         self._sender = Sender(1, {})
         self._wake = asyncio.Event()
         self._sent_at = self._heard_at = _clock()
@@ -87,7 +95,9 @@ class Session:
             LinkFailure: No answer, or a refusal.
             FrameError: Something else than an answer.
         """
-        await self.send(self._peer.hello())
+        hello = self._peer.hello()
+        self._instance = hello.instance
+        await self.send(hello)
         try:
             async with asyncio.timeout(self._settings.handshake_s):
                 answer = await self._receive()
@@ -97,22 +107,25 @@ class Session:
             raise refused(answer.code, answer.reason)
         if not isinstance(answer, Welcome):
             raise FrameError(f"{type(answer).__name__} before Welcome")
-        self._sender = Sender(answer.credits, self._take_acked(answer.acked))
+        self._voice.check_welcome(answer)
+        acked = self._take_acked(answer.acked)
+        self._check_number("numbers that came by a relay", answer.seen)
+        self._sender = Sender(answer.credits, acked, batch_events=self._settings.batch_events)
         return answer
 
     def _take_acked(self, acked: Mapping[str, int]) -> dict[Lane, int]:
         spool = self._peer.spool
         known = {Lane(int(text)): seq for text, seq in acked.items() if text in {str(int(lane)) for lane in Lane}}
         for lane, seq in known.items():
-            self._check_number(lane, seq)
+            self._check_number(lane.name, seq)
             spool.ack(spool.epoch, lane, seq)
         return known
 
-    def _check_number(self, lane: Lane, seq: int) -> None:
+    def _check_number(self, what: str, seq: int) -> None:
         spool = self._peer.spool
         if seq >= spool.next_seq:
             # Events to come would carry numbers that the master has, and it would take them for repeats.
-            spool.renew(f"the master has {lane.name} up to {seq}, this spool would give {spool.next_seq} next")
+            spool.renew(f"the master has {what} up to {seq}, this spool would give {spool.next_seq} next")
             raise LinkFailure(Failure.LOST, "the spool was restored from a copy: it begins a new epoch")
 
     # ---- life ------------------------------------------------------------------------------------------------------------
@@ -146,20 +159,23 @@ class Session:
             LinkFailure: The connection is over.
             FrameError: It cannot be a frame.
         """
-        await self._connection.send(encode_frame(message))
+        await self._connection.send(encode_frame(self._voice.said(message)))
         self._sent_at = _clock()
 
     def try_send(self, message: Up) -> bool:
         """Send ``message`` if there is room now."""
-        sent = self._connection.try_send(encode_frame(message))
+        sent = self._connection.try_send(encode_frame(self._voice.said(message)))
         if sent:
             self._sent_at = _clock()
         return sent
 
     async def _receive(self) -> Down:
-        frame = await self._connection.receive()
-        self._heard_at = _clock()
-        return decode_down(frame)
+        while True:
+            frame = await self._connection.receive()
+            self._heard_at = _clock()
+            message = self._voice.heard(decode_down(frame), self._instance)
+            if message is not None:
+                return message
 
     async def _stay_alive(self) -> None:
         s, n = self._settings, 0
@@ -197,14 +213,16 @@ class Session:
                 pass  # that it came is all it says
             case Refused():
                 raise refused(message.code, message.reason)
-            case Welcome() | Confirmed():
+            case RelayNodes() | RelayAssignment() | Passed() if self._on_relayed is not None:
+                self._on_relayed(message)
+            case _:
                 raise FrameError(f"an unasked {type(message).__name__}")
 
     def _on_ack(self, ack: Ack) -> None:
         if ack.epoch != self._peer.spool.epoch or ack.lane not in set(Lane):
             return  # of an epoch that is over, or a lane that a later version has
         lane = Lane(ack.lane)
-        self._check_number(lane, ack.seq)
+        self._check_number(lane.name, ack.seq)
         self._peer.spool.ack(ack.epoch, lane, ack.seq)
         self._sender.acked(lane, ack.seq, _clock())
         self._wake.set()
@@ -256,18 +274,17 @@ class Session:
         if batch is None:
             return False
         size = sum(map(len, batch.events))
-        frame, batch = self._fitting_frame(batch)
-        self._sender.sent(want, batch.seqs[-1], size, _clock())
+        frame, sent = await asyncio.to_thread(self._fitting_frame, batch)
+        self._sender.sent(want, sent.seqs[-1], size, _clock())
         await self._connection.send(frame)
         self._sent_at = _clock()
         return True
 
-    @staticmethod
-    def _fitting_frame(batch: Batch) -> tuple[bytes, Batch]:
+    def _fitting_frame(self, batch: Batch) -> tuple[bytes, Batch]:
         # BATCH_MAX_BYTES is half of FRAME_MAX_BYTES, so this only ever halves if those limits are changed apart.
         while True:
             try:
-                return encode_frame(batch), batch
+                return encode_frame(self._voice.said(batch)), batch
             except FrameError:
                 half = len(batch.seqs) // 2
                 if half == 0:

@@ -30,6 +30,7 @@ class LinkSettings(msgspec.Struct, frozen=True, kw_only=True):
         reconnect_max_s: Longest wait after a refusal.
         chunk_s: After so long a missing chunk is asked for again.
         fetch_s: After so long without progress, over all connections, a fetch fails.
+        batch_events: Events, or a relay's items, in one message.
 
     Raises:
         ConfigError: No master, or a key that is none.
@@ -49,6 +50,7 @@ class LinkSettings(msgspec.Struct, frozen=True, kw_only=True):
     reconnect_max_s: float = limits.RECONNECT_MAX_S
     chunk_s: float = limits.CHUNK_MAX_S
     fetch_s: float = limits.FETCH_MAX_S
+    batch_events: int = limits.BATCH_MAX_EVENTS
 
     def __post_init__(self) -> None:
         if not self.masters:

@@ -521,3 +521,14 @@ async def test_new_connection_that_does_not_come_about_confirms_nothing(agent, m
 
         assert master.confirm_requests == []
     await wire.stop()
+
+
+async def test_node_whose_later_events_came_by_a_relay_knows_that_it_was_restored_from_a_copy(agent, master):
+    """The numbers that it would give next were given, on another way: under a new epoch they are new."""
+    agent.put(Lane.SHELL, 3)
+    epoch, master.answer = agent.spool.epoch, Welcome(seen=agent.spool.next_seq)
+
+    async with linked(agent, master):
+        await until(lambda: agent.spool.epoch != epoch, "a new epoch begins")
+
+    assert agent.spool.pending()[Lane.SHELL] == 3

@@ -115,5 +115,5 @@ def event(**fields) -> Event:
 
 def batch_of(seqs: list[int], *, epoch: str = "e1", lane: Lane = Lane.SHELL, **fields) -> Batch:
     """A batch of events with these numbers."""
-    events = [encode_event(event(lane=lane, object=f"/{seq}", **fields)) for seq in seqs]
+    events = [encode_event(event(**{"lane": lane, "object": f"/{seq}", **fields})) for seq in seqs]
     return Batch(epoch=epoch, lane=int(lane), seqs=seqs, events=events)
