@@ -37,6 +37,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "minion": ("garrison.cli.minion", "Run the minion, or show its key and state"),
     "nodes": ("garrison.cli.nodes", "List, accept and retire nodes"),
     "policy": ("garrison.cli.policy", "Lint and explain policies"),
+    "relay": ("garrison.cli.relay", "Run the relay of a site, or show its key and state"),
     "run": ("garrison.cli.run", "Run a command on nodes"),
     "store": ("garrison.cli.store", "Look at, back up and prune the master's store"),
     "top": ("garrison.cli.top", "Show resources of the fleet, live"),

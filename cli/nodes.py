@@ -79,21 +79,30 @@ def pending_command(*, as_json: bool) -> None:
     if as_json:
         print_json_line(json.dumps(answer))
         return
-    table = _table("fingerprint", "address", "attempts", "last seen")
+    table = _table("fingerprint", "address", "via", "attempts", "last seen")
     for key in answer["pending"]:
-        table.add_row(key["fingerprint"], key["address"], str(key["attempts"]), _ago(key["last_seen"]))
+        table.add_row(key["fingerprint"], key["address"], key["via"] or "-", str(key["attempts"]), _ago(key["last_seen"]))
     if not answer["pending"]:
         err_console().print("no key is pending")
         return
     out_console().print(table)
 
 
-@command.command("accept", epilog="\b\nExample:\n  garrison nodes accept edge-1 --key SHA256:1a2b-…")
+@command.command(
+    "accept",
+    epilog="""\b
+Examples:
+  garrison nodes accept edge-1 --key SHA256:1a2b-…
+  garrison nodes accept site-1 --relay --key SHA256:3c4d-…
+  garrison nodes accept edge-2 --via site-1 --key SHA256:5e6f-…""",
+)
 @click.argument("name")
 @click.option("--key", required=True, help="Fingerprint as the node shows it, or its whole Z85 key")
-def accept_command(name: str, key: str) -> None:
-    """Accept a key as the key of node NAME."""
-    answer = open_api().post(f"/v1/nodes/{segment(name)}/accept", {"key": key})
+@click.option("--relay", is_flag=True, help="NAME is a relay: it carries for the nodes that are accepted for it")
+@click.option("--via", default="", help="A relay that may carry for NAME  [default: the one that the key knocked at]")
+def accept_command(name: str, key: str, *, relay: bool, via: str) -> None:
+    """Accept a key as the key of node NAME, or let one more relay carry for it."""
+    answer = open_api().post(f"/v1/nodes/{segment(name)}/accept", {"key": key, "relay": relay, "via": via})
     err_console().print(f"{name} [green]accepted[/]" if answer["changed"] else f"{name} already accepted")
 
 
@@ -144,7 +153,7 @@ def _print_nodes(nodes: list[dict[str, Any]]) -> None:
             _apply_state(node),
             str(waiting) if waiting else "-",
             _safe(node["version"]) or "-",
-            node["address"] or "-",
+            _where(node),
             _safe(_note(node)) or "-",
         )
     out_console().print(table)
@@ -153,7 +162,7 @@ def _print_nodes(nodes: list[dict[str, Any]]) -> None:
 def _print_node(console: Console, node: dict[str, Any]) -> None:
     rows = {
         "node": f"{node['name']}   {node['fingerprint']}",
-        "state": f"{_styled(node['state'], _STATE_STYLE)}   seen {_ago(node['last_seen'])}   from {node['address'] or '-'}",
+        "state": f"{_styled(node['state'], _STATE_STYLE)}   seen {_ago(node['last_seen'])}   from {_where(node)}",
         "generation": f"{_generation(node)}   {_apply_state(node)}",
         "trial": _trial(node),
         "bundle": node["bundle"] or "-",
@@ -215,8 +224,19 @@ def _trial(node: dict[str, Any]) -> str:
     return about + _TRIALS[node["apply_state"]] if node["apply_state"] in _TRIALS else "-"
 
 
+def _where(node: dict[str, Any]) -> str:
+    address = node["address"] or "-"
+    if node["via"]:
+        return f"{address} via {_safe(node['via'])}"
+    # Not connected: the relay through which it would be is where to look.
+    return f"{address} via {_safe(', '.join(node['relays']))}" if node["relays"] and node["state"] != "online" else address
+
+
 def _note(node: dict[str, Any]) -> str:
-    notes = [node["apply_error"]] if node["apply_error"] else []
+    notes = ["relay"] if node["relay"] else []
+    if node["refused"]:
+        notes.append(f"{node['refused']} batches refused that it carried: forged, altered, or of nodes that are not its own")
+    notes += [node["apply_error"]] if node["apply_error"] else []
     obstacle = node["grains"].get("enforcement", "")
     if obstacle and obstacle not in node["apply_error"]:
         notes.append(obstacle)

@@ -81,7 +81,7 @@ async def _run(settings: MasterSettings, trust: MasterTrust, keypair: tuple[byte
     zap = ZapHandler(context, keys.knock)
     try:
         router = bind_router(context, settings.listen, public_key=keypair[0], secret_key=keypair[1])
-        collector = Collector(router, store, keys, desk, ping_after_s=settings.late_after_s / 2)
+        collector = Collector(router, store, keys, desk, ping_after_s=settings.late_after_s / 2, secret_key=keypair[1])
         listener = listen_unix(settings.socket_path)
         app = build_app(settings, store, keys, collector, desk, stop=stop)
         async with asyncio.TaskGroup() as tasks:

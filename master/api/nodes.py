@@ -22,13 +22,14 @@ from garrison.common.events import Lane
 from garrison.common.names import KeyFingerprint, NodeName, node_name
 from garrison.master.api.errors import NotFoundError
 from garrison.master.api.wire import body, json_response, query
-from garrison.master.collector.collector import Clone, Collector
+from garrison.master.collector.clones import Clone
+from garrison.master.collector.collector import Collector
 from garrison.master.collector.keys import KeyRing
 from garrison.master.collector.sessions import Session, node_state
 from garrison.master.config import MasterSettings
 from garrison.master.store import NodeRow, Store
 
-__all__ = ["KeyBody", "NodeView", "routes"]
+__all__ = ["AcceptBody", "KeyBody", "NodeView", "routes"]
 
 _KEY_MAX_CHARS: Final = 128
 
@@ -56,12 +57,23 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     clones: list[Clone]
     bad_frames: int
     quarantined: int
+    relay: bool
+    via: str
+    relays: list[str]
+    refused: int
 
 
 class KeyBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Body of accept and reject: a fingerprint that was shown as pending, or a Z85 key."""
+    """Body of reject: a fingerprint that was shown as pending, or a Z85 key."""
 
     key: str
+
+
+class AcceptBody(KeyBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of accept: the key, and whether it is a relay's or of a node behind a relay."""
+
+    relay: bool = False
+    via: str = ""
 
 
 class NodesApi:
@@ -94,8 +106,10 @@ class NodesApi:
     async def accept(self, request: Request) -> Response:
         """Answer ``POST /v1/nodes/NAME/accept``."""
         name = node_name(request.path_params["name"])
-        key = (await body(request, KeyBody)).key[:_KEY_MAX_CHARS]
-        changed = await asyncio.to_thread(self._keys.accept, name, key)
+        wanted = await body(request, AcceptBody)
+        key = wanted.key[:_KEY_MAX_CHARS]
+        changed = await asyncio.to_thread(self._keys.accept, name, key, is_relay=wanted.relay, via=wanted.via)
+        self._collector.relays.keys_changed()
         return json_response({"name": name, "changed": changed})
 
     async def retire(self, request: Request) -> Response:
@@ -105,6 +119,7 @@ class NodesApi:
             raise NotFoundError(f"there is no node {name[:64]}", hint="garrison nodes lists them")
         changed = await asyncio.to_thread(self._keys.retire, name)
         self._collector.cut_off(name)
+        self._collector.relays.keys_changed()
         return json_response({"name": name, "changed": changed})
 
     async def reject(self, request: Request) -> Response:
@@ -123,14 +138,18 @@ class NodesApi:
         return {node: a.generation for node, a in self._store.assignments().items()}
 
     def _view(self, row: NodeRow, assigned: Mapping[NodeName, int]) -> NodeView:
-        session = self._collector.session(row.name)
+        session, line = self._collector.session(row.name), self._collector.relays.line
+        present = None if session else line.of_node(row.name)
+        relay = self._collector.session(present.relay) if present else None
         hello = session.hello if session else row.hello
-        silent_s, last_seen = _silence(row, session)
+        # A relay that is heard has its nodes on the line as it said.
+        online = present is not None and present.presence.online and present.hello is not None
+        silent_s, last_seen = _silence(row, session or (relay if online else None))
         return NodeView(
             name=row.name,
             state=node_state(
                 accepted=row.state == "accepted",
-                connected=session is not None,
+                connected=session is not None or online,
                 silent_s=silent_s,
                 late_after_s=self._settings.late_after_s,
                 offline_after_s=self._settings.offline_after_s,
@@ -153,6 +172,10 @@ class NodesApi:
             clones=self._collector.clones(row.name),
             bad_frames=self._collector.bad_frames[row.name],
             quarantined=self._collector.quarantined[row.name],
+            relay=self._keys.is_relay(row.name),
+            via=present.relay if present and online else "",
+            relays=[str(one) for one in self._keys.relays_of(row.name)],
+            refused=line.refused[row.name],
         )
 
 

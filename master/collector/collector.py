@@ -19,9 +19,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Coroutine
 from concurrent.futures import Future
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-import msgspec
 import zmq
 
 from garrison.common import limits
@@ -31,11 +30,8 @@ from garrison.common.frames import (
     PROTOCOL,
     Ack,
     ApplyReport,
-    Assignment,
     Batch,
-    Chunk,
     ChunkRequest,
-    Confirmed,
     ConfirmRequest,
     Down,
     Hello,
@@ -51,49 +47,29 @@ from garrison.common.frames import (
     decode_up,
     encode_frame,
 )
-from garrison.common.names import Digest, NodeName
+from garrison.common.names import NodeName
+from garrison.common.relay_frames import Forward, Passed, Presence
 from garrison.master.bell import Bell
+from garrison.master.collector.clones import Clone, living
+from garrison.master.collector.dues import Desk, Dues
 from garrison.master.collector.keys import KeyRing
 from garrison.master.collector.port import Port
-from garrison.master.collector.sessions import Admission, Session, Sessions, acked_by
+from garrison.master.collector.relay_service import RelayService
+from garrison.master.collector.relays import RelayLine
+from garrison.master.collector.sessions import Admission, Session, Sessions
 from garrison.master.collector.sockets import Peer, peer_of, shut_down
 from garrison.master.jobs.service import JobService
 from garrison.master.store import Store, Stored
 
-__all__ = ["Clone", "Collector", "Desk"]
+__all__ = ["Collector"]
 
 TICK_S: Final = 1.0
 SEEN_EVERY_S: Final = 30.0  # how exact "last seen" is after a crash
 _GOODBYE_S: Final = 0.5  # a refusal gets this long to leave before its connection is closed
-_PROBE_EVERY_S: Final = 0.2
 _CLONES_KEPT: Final = 4
 _OLDEST_PROTOCOL: Final = max(1, PROTOCOL - 1)
 
 _log = logging.getLogger(__name__)
-
-
-class Desk(Protocol):
-    """What the collector needs to know about bundles and assignments. Called in threads."""
-
-    def frame_for(self, node: NodeName) -> Assignment | None:
-        """Return the newest assignment of a node, ready to send."""
-
-    def may_read(self, node: NodeName, digest: Digest) -> bool:
-        """Return whether a node is due this content."""
-
-
-class Clone(msgspec.Struct, frozen=True, kw_only=True):
-    """A second agent that showed up under the key of one that lives.
-
-    Attributes:
-        instance: Its instance.
-        address: Where it came from.
-        at: When, ns since 1970 UTC.
-    """
-
-    instance: str
-    address: str
-    at: int
 
 
 class Collector:
@@ -105,10 +81,23 @@ class Collector:
         keys: Whose key is whose.
         desk: What nodes are due.
         ping_after_s: Silence after which a node is asked whether it is there.
+        secret_key: The master's CURVE secret key, Z85: what it shares with nodes behind relays follows from it.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], store: Store, keys: KeyRing, desk: Desk, *, ping_after_s: float) -> None:
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        store: Store,
+        keys: KeyRing,
+        desk: Desk,
+        *,
+        ping_after_s: float,
+        secret_key: bytes,
+    ) -> None:
         self._store, self._keys, self._desk = store, keys, desk
+        self._dues = Dues(store, keys, desk)
+        line = RelayLine(keys, secret_key)
+        self.relays: Final = RelayService(store, line, self, frame_for=desk.frame_for, confirm=self._dues.confirm)
         self._ping_after_s = ping_after_s
         self._loop = asyncio.get_running_loop()
         self._sessions = Sessions()
@@ -148,13 +137,18 @@ class Collector:
 
     # ---- what others ask -------------------------------------------------------------------------------------------------
     def is_connected(self, node: str) -> bool:
-        """Return whether the node has a session."""
+        """Return whether the node has a session, or one with a relay that has one here."""
         session = self._sessions.of_node(node)
-        return session is not None and session.welcomed
+        return (session is not None and session.welcomed) or self.relays.reaches(node)
 
     def is_enrolled(self, node: str) -> bool:
         """Return whether the node's key is accepted."""
         return self._keys.has_node(node)
+
+    def why_away(self, node: str) -> str:
+        """Return why a node that is enrolled cannot be reached."""
+        away = [f"relay {relay}" for relay in self._keys.relays_of(node) if self._sessions.of_node(relay) is None]
+        return f"not connected, and neither is its {', '.join(away)}" if away else "not connected"
 
     def session(self, node: str) -> Session | None:
         """Return a node's session, if it is connected."""
@@ -167,7 +161,7 @@ class Collector:
     def send(self, node: NodeName, message: Job | JobCancel) -> bool:
         """Send to a node; return whether the link took it."""
         session = self._sessions.of_node(node)
-        return session is not None and self._send(session, message)
+        return self.send_to(session, message) if session is not None else self.relays.send(node, message)
 
     def cut_off(self, node: str) -> None:
         """Close a node's connection; to be called after its key was retired."""
@@ -203,14 +197,42 @@ class Collector:
                 self._request(session, self._chunk(session, message))
             case ApplyReport():
                 self._on_report(session, message)
-            case JobOutput():
-                self.jobs.on_output(node, message)
-            case JobResult():
-                self.jobs.on_result(node, message)
+            case JobOutput() | JobResult():
+                self.on_node_words(node, message)
             case Ping():
-                self._send(session, Pong(n=message.n))
+                self.send_to(session, Pong(n=message.n))
             case Pong():
                 pass  # being heard is all that matters
+            case _:
+                self._on_relay_message(session, message)
+
+    def _on_relay_message(self, session: Session, message: Up) -> None:
+        if not session.hello.relay:
+            raise FrameError(f"{type(message).__name__} from a node that is no relay")
+        if not session.welcomed:
+            return
+        match message:
+            case Forward():
+                self._on_forward(session, message)
+            case Presence():
+                self.relays.on_presence(session, message)
+            case Passed():
+                self.relays.on_passed(session, message)
+            case _:
+                raise FrameError(f"{type(message).__name__} on a connection with the master")
+
+    def _on_forward(self, session: Session, forward: Forward) -> None:
+        if not 0 <= forward.lane < len(Lane) or not forward.epoch:
+            raise FrameError(f"forward of lane {forward.lane}, epoch {forward.epoch!r}")
+        self._count_unacked(session)
+        self.spawn(self.relays.forward(session, forward))
+        if self._store.waiting_bytes > limits.STORE_WAITING_MAX_BYTES:
+            self._port.pause()
+
+    def _count_unacked(self, session: Session) -> None:
+        if session.unacked >= limits.UNACKED_MAX_BATCHES:
+            raise FrameError(f"more than {limits.UNACKED_MAX_BATCHES} batches without an ack")
+        session.unacked += 1
 
     def _on_first(self, node: NodeName, peer: Peer, message: Hello | ConfirmRequest) -> None:
         if isinstance(message, Hello):
@@ -227,16 +249,20 @@ class Collector:
             _log.warning("node=%s refused=name says=%s address=%s", node, hello.node, peer.address)
             reason = f"this key was accepted for {node}, the node calls itself {hello.node[:63]}"
             self._refuse(peer.routing_id, peer.fd, peer.address, "name", reason)
+        elif hello.relay != self._keys.is_relay(node):
+            is_, says = ("a relay's", "a node") if self._keys.is_relay(node) else ("a node's", "a relay")
+            reason = f"this key was accepted as {is_}, {says} uses it"
+            self._refuse(peer.routing_id, peer.fd, peer.address, "role", reason)
         elif self._sessions.judge(node, peer.routing_id, hello.instance) is not Admission.PROBE:
             self._admit(node, peer, hello)
         elif peer.routing_id not in self._probing:
             self._probing.add(peer.routing_id)
-            self._spawn(self._probe(node, peer, hello))
+            self.spawn(self._probe(node, peer, hello))
 
     async def _probe(self, node: NodeName, peer: Peer, hello: Hello) -> None:
         """Find out whether the first holder of the key lives, then let the second in or refuse it."""
         try:
-            first = await self._living(node)
+            first = await living(self._sessions, node, self.send_to)
         finally:
             self._probing.discard(peer.routing_id)
         if first is None:
@@ -249,19 +275,6 @@ class Collector:
         reason = f"another agent with this node's key is connected from {first.address}"
         self._refuse(peer.routing_id, peer.fd, peer.address, "clone", reason)
 
-    async def _living(self, node: NodeName) -> Session | None:
-        """Return the session of ``node`` once it was heard; ``None`` when its connection ended or nothing came in time."""
-        first = self._sessions.of_node(node)
-        asked = time.monotonic()
-        # Asked again and again: libzmq says that a connection is gone only a moment after it went.
-        while first is not None and self._sessions.of_node(node) is first and self._send(first, Ping()):
-            await asyncio.sleep(_PROBE_EVERY_S)
-            if first.heard > asked:
-                return first
-            if time.monotonic() - asked > limits.CLONE_PROBE_S:
-                return None
-        return None
-
     def _admit(self, node: NodeName, peer: Peer, hello: Hello) -> None:
         session = Session(
             node=node,
@@ -273,15 +286,17 @@ class Collector:
             generation=hello.generation,
         )
         before = self._sessions.begin(session)
+        if before is not None:
+            self.relays.end(before)
         if before is not None and before.routing_id != peer.routing_id:
             shut_down(before.fd, before.address)
         self._store.submit_hello(node, hello, peer.address).add_done_callback(_log_failure)
         _log.info("node=%s online address=%s version=%s generation=%d", node, peer.address, hello.version, hello.generation)
-        self._spawn(self._welcome(session))
+        self.spawn(self._welcome(session))
 
     async def _welcome(self, session: Session) -> None:
-        acked, generation = await asyncio.to_thread(self._welcome_facts, session.node, session.hello)
-        if max(acked.values(), default=0) >= session.hello.next_seq:
+        acked, generation, seen = await asyncio.to_thread(self._dues.facts, session.node, session.hello)
+        if max(*acked.values(), seen, 0) >= session.hello.next_seq:
             # Its spool is an older copy: numbers it will use were used. The node sees that in the welcome and begins a new epoch.
             _log.warning("node=%s restored=yes epoch=%s", session.node, session.hello.epoch)
         welcome = Welcome(
@@ -291,24 +306,17 @@ class Collector:
             generation=generation,
             time_ns=time.time_ns(),
             confirms=True,
+            relays=True,
+            seen=seen,
         )
-        if self._sessions.of_connection(session.routing_id) is not session or not self._send(session, welcome):
+        if not self.is_on(session) or not self.send_to(session, welcome):
             return
         session.welcomed = True
+        if session.hello.relay:
+            self.relays.begin(session)
         if generation > session.generation:
             await self._assign(session)
         self.jobs.on_online(session.node)
-
-    def _welcome_facts(self, node: NodeName, hello: Hello) -> tuple[dict[int, int], int]:
-        assigned = self._store.assignment(node)
-        for lane, lost in self._store.note_acked(node, hello.epoch, acked_by(hello)).items():
-            many = f"{lost.missing}" if lost.missing >= 0 else "an unknown number of"
-            _log.error(
-                "restored from an older copy: node %s had been acked up to %d of lane %s, this store has up to %d; "
-                "%s events of epoch %s are missing",
-                *(node, lost.last_seq, lane.name.lower(), lost.held_seq, many, hello.epoch),
-            )
-        return self._store.acked(node, hello.epoch), assigned.generation if assigned else 0
 
     # ---- events ------------------------------------------------------------------------------------------------------------
     def _on_batch(self, session: Session, batch: Batch) -> None:
@@ -316,9 +324,7 @@ class Collector:
             raise FrameError(f"batch of lane {batch.lane}, epoch {batch.epoch!r}")
         if not session.welcomed:
             return
-        if session.unacked >= limits.UNACKED_MAX_BATCHES:
-            raise FrameError(f"more than {limits.UNACKED_MAX_BATCHES} batches without an ack")
-        session.unacked += 1
+        self._count_unacked(session)
         future = self._store.submit_batch(session.node, batch, session.inflow)
         future.add_done_callback(
             lambda done: self._loop.call_soon_threadsafe(functools.partial(self._on_stored, session, batch, done))
@@ -327,22 +333,25 @@ class Collector:
             self._port.pause()
 
     def _on_stored(self, session: Session, batch: Batch, done: Future[Stored]) -> None:
-        session.unacked -= 1
-        if self._store.waiting_bytes <= limits.STORE_WAITING_MAX_BYTES // 2:
-            self._port.resume()
         error = done.exception()
         if error is not None:
             if not isinstance(error, GarrisonError):
                 _log.error("node=%s batch=unstored", session.node, exc_info=error)
-            shut_down(session.fd, session.address)
-            self._end(session, "batch-not-stored")
+            self.break_session(session, "batch-not-stored")
             return
         stored = done.result()
+        if self.is_on(session):
+            self.send_to(session, Ack(epoch=batch.epoch, lane=batch.lane, seq=stored.acked))
+        self.on_stored(session, stored)
+
+    def on_stored(self, session: Session, stored: Stored) -> None:
+        """Note that a batch, or what came in its place, is durable."""
+        session.unacked -= 1
+        if self._store.waiting_bytes <= limits.STORE_WAITING_MAX_BYTES // 2:
+            self._port.resume()
         if stored.quarantined:
             self.quarantined[session.node] += stored.quarantined
-            _log.error("node=%s quarantined=%d epoch=%s lane=%d", session.node, stored.quarantined, batch.epoch, batch.lane)
-        if self._sessions.of_connection(session.routing_id) is session:
-            self._send(session, Ack(epoch=batch.epoch, lane=batch.lane, seq=stored.acked))
+            _log.error("node=%s quarantined=%d", session.node, stored.quarantined)
         self.events_bell.ring()
 
     # ---- bundles -----------------------------------------------------------------------------------------------------------
@@ -353,7 +362,8 @@ class Collector:
         for node in nodes:
             session = self._sessions.of_node(node)
             if session is not None and session.welcomed:
-                self._spawn(self._assign(session))
+                self.spawn(self._assign(session))
+        self.spawn(self.relays.offer(nodes))
 
     async def _assign(self, session: Session) -> None:
         try:
@@ -361,54 +371,55 @@ class Collector:
         except GarrisonError as err:
             _log.error("node=%s assignment=unsent error=%s", session.node, err)
             return
-        if frame is not None and self._sessions.of_connection(session.routing_id) is session:
-            self._send(session, frame)
+        if frame is not None and self.is_on(session):
+            self.send_to(session, frame)
 
     async def _chunk(self, session: Session, request: ChunkRequest) -> None:
-        try:
-            data = await asyncio.to_thread(self._content, session.node, Digest(request.digest))
-        except GarrisonError as err:
-            _log.error("node=%s digest=%s content=unread error=%s", session.node, request.digest, err)
-            data = None
-        if data is None or not 0 <= request.offset <= len(data):
-            self._send(session, Chunk(digest=request.digest, offset=0, total=-1))
-            return
-        piece = data[request.offset : request.offset + limits.CHUNK_BYTES]
-        self._send(session, Chunk(digest=request.digest, offset=request.offset, total=len(data), data=piece))
-
-    def _content(self, node: NodeName, digest: Digest) -> bytes | None:
-        return self._store.blob(digest) if self._desk.may_read(node, digest) else None
+        self.send_to(session, await asyncio.to_thread(self._dues.chunk, session.node, request))
 
     def _on_confirm_request(self, node: NodeName, peer: Peer, request: ConfirmRequest) -> None:
         # No session: the node's other connection goes on, and only a new one proves that new connections work.
         if len(self._confirming) >= limits.PENDING_KEYS_MAX or peer.routing_id in self._confirming:
             raise FrameError("more requests to confirm than can be answered")
         self._confirming.add(peer.routing_id)
-        self._spawn(self._confirm(node, peer, request))
+        self.spawn(self._confirm(node, peer, request))
 
     async def _confirm(self, node: NodeName, peer: Peer, request: ConfirmRequest) -> None:
         try:
-            assigned = await asyncio.to_thread(self._store.assignment, node)
+            answer = await asyncio.to_thread(self._dues.confirm, node, request)
         except GarrisonError as err:
             _log.error("node=%s confirm=unanswered error=%s", node, err)
             return
         finally:
             self._confirming.discard(peer.routing_id)
-        if assigned is None or (assigned.generation, assigned.bundle) != (request.generation, request.bundle):
-            has = f"generation {assigned.generation} ({assigned.bundle[:12]})" if assigned else "nothing"
-            reason = f"{node} is assigned {has}, not generation {request.generation} ({request.bundle[:12]})"
-            _log.warning("node=%s confirm=refused reason=%s", node, reason)
-            self._refuse(peer.routing_id, peer.fd, peer.address, "confirm", reason)
-            return
-        _log.info("node=%s confirm=yes generation=%d", node, request.generation)
-        self._port.send(peer.routing_id, encode_frame(Confirmed(nonce=request.nonce)))
+        if isinstance(answer, Refused):
+            self._refuse(peer.routing_id, peer.fd, peer.address, answer.code, answer.reason)
+        else:
+            self._port.send(peer.routing_id, encode_frame(answer))
+
+    def on_node_words(self, node: NodeName, message: ApplyReport | JobOutput | JobResult) -> None:
+        """Take what a node said besides events, whatever way it came."""
+        match message:
+            case ApplyReport():
+                self._note_report(node, message)
+            case JobOutput():
+                self.jobs.on_output(node, message)
+            case JobResult():
+                self.jobs.on_result(node, message)
+
+    def on_node_online(self, node: NodeName) -> None:
+        """Send a node what it has not answered."""
+        self.jobs.on_online(node)
 
     def _on_report(self, session: Session, report: ApplyReport) -> None:
         if report.state == "applied":
             session.generation = report.generation
+        self._note_report(session.node, report)
+
+    def _note_report(self, node: NodeName, report: ApplyReport) -> None:
         level = logging.INFO if report.state in {"applied", "pending"} else logging.WARNING
-        _log.log(level, "node=%s generation=%d apply=%s error=%s", session.node, report.generation, report.state, report.error)
-        self._store.submit_report(session.node, report).add_done_callback(_log_failure)
+        _log.log(level, "node=%s generation=%d apply=%s error=%s", node, report.generation, report.state, report.error)
+        self._store.submit_report(node, report).add_done_callback(_log_failure)
 
     # ---- sessions ------------------------------------------------------------------------------------------------------------
     def _tick(self) -> None:
@@ -420,10 +431,11 @@ class Collector:
                 self._end(session, "silent")
             elif silent_s > self._ping_after_s and now - session.pinged > self._ping_after_s:
                 session.pinged = now
-                self._send(session, Ping())
+                self.send_to(session, Ping())
         self.jobs.tick()
 
-    def _send(self, session: Session, message: Down) -> bool:
+    def send_to(self, session: Session, message: Down) -> bool:
+        """Send on a session; return whether the link took it. One that does not is over."""
         if self._port.send(session.routing_id, encode_frame(message)):
             return True
         # Gone, or it takes nothing: either way what it misses it gets after its next hello.
@@ -431,10 +443,23 @@ class Collector:
         self._end(session, "connection-lost")
         return False
 
+    def is_on(self, session: Session) -> bool:
+        """Return whether the session is still that of its connection."""
+        return self._sessions.of_connection(session.routing_id) is session
+
+    def break_session(self, session: Session, why: str) -> None:
+        """Close a session's connection: what it could not leave it sends again on the next one."""
+        session.unacked -= 1
+        if self._store.waiting_bytes <= limits.STORE_WAITING_MAX_BYTES // 2:
+            self._port.resume()
+        shut_down(session.fd, session.address)
+        self._end(session, why)
+
     def _end(self, session: Session, why: str) -> None:
         if self._sessions.end(session):
             _log.info("node=%s offline reason=%s", session.node, why)
             self._note_seen([session])
+            self.relays.end(session)
 
     def _refuse(self, routing_id: bytes, fd: int, address: str, code: str, reason: str) -> None:
         self._port.send(routing_id, encode_frame(Refused(code=code, reason=reason)))
@@ -450,7 +475,11 @@ class Collector:
 
     def _note_seen(self, sessions: list[Session]) -> None:
         now, wall = time.monotonic(), time.time_ns()
-        seen = [(str(s.node), wall - int((now - s.heard) * 1e9)) for s in sessions]
+        seen = [
+            (str(node), wall - int((now - session.heard) * 1e9))
+            for session in sessions
+            for node in (session.node, *self.relays.line.online_at(session.node))
+        ]
         if seen:
             self._store.submit_seen(seen).add_done_callback(_log_failure)
 
@@ -464,9 +493,10 @@ class Collector:
         def done(_: asyncio.Task[None]) -> None:
             session.requests -= 1
 
-        self._spawn(work).add_done_callback(done)
+        self.spawn(work).add_done_callback(done)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run ``work`` beside everything else; what it raises is logged."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -36,6 +36,7 @@ class PendingKey(msgspec.Struct, kw_only=True):
         first_seen: ns since 1970 UTC.
         last_seen: ns since 1970 UTC.
         attempts: How often.
+        via: The relay that it knocked at; empty for the master itself.
     """
 
     key: str
@@ -44,6 +45,7 @@ class PendingKey(msgspec.Struct, kw_only=True):
     first_seen: int
     last_seen: int
     attempts: int = 1
+    via: str = ""
 
 
 class KeyRing:
@@ -58,7 +60,8 @@ class KeyRing:
         self._pending: dict[str, PendingKey] = {}
         self._accepted: dict[str, NodeName] = {}
         self._known: dict[str, str] = {}
-        self._names: set[NodeName] = set()
+        self._names: dict[NodeName, str] = {}
+        self._served: dict[NodeName, frozenset[NodeName]] = {}
         self._rejected: set[str] = set()
         self._reload()
 
@@ -67,7 +70,8 @@ class KeyRing:
         self._known = {row.key: row.name for row in rows}
         self._rejected = self._store.rejected_keys()
         self._accepted = {row.key: row.name for row in rows if row.state == ACCEPTED}
-        self._names = set(self._accepted.values())
+        self._names = {name: key for key, name in self._accepted.items()}
+        self._served = {relay: frozenset(nodes) & self._names.keys() for relay, nodes in self._store.relays().items()}
 
     def node_of(self, key: str) -> NodeName | None:
         """Return whose key this is, if it is accepted."""
@@ -77,12 +81,37 @@ class KeyRing:
         """Return whether a node of this name is accepted."""
         return name in self._names
 
+    def key_of(self, name: str) -> str | None:
+        """Return the accepted key of a node."""
+        return self._names.get(NodeName(name))
+
+    def is_relay(self, name: str) -> bool:
+        """Return whether a node is a relay."""
+        return name in self._served
+
+    def served_by(self, relay: NodeName) -> frozenset[NodeName]:
+        """Return the accepted nodes that a relay may speak for."""
+        return self._served.get(relay, frozenset())
+
+    def relays_of(self, node: str) -> list[NodeName]:
+        """Return the relays that may speak for a node."""
+        return sorted(relay for relay, nodes in self._served.items() if node in nodes)
+
     def knock(self, key: str, address: str) -> bool:
         """Return whether a connection under ``key`` is let in; remembers it as pending when it is unknown."""
         if key in self._accepted:
             return True
-        if key in self._known or key in self._rejected:
-            return False
+        self._note_pending(key, address, "")
+        return False
+
+    def knock_at(self, relay: NodeName, key: str, address: str) -> None:
+        """Remember a key that knocked at a relay: pending, or of a node that the relay may not serve yet."""
+        if self._accepted.get(key) not in self.served_by(relay):
+            self._note_pending(check_public_key(key), address, relay)
+
+    def _note_pending(self, key: str, address: str, via: str) -> None:
+        if (key in self._known and not via) or key in self._rejected:
+            return
         now = time.time_ns()
         held = self._pending.pop(key, None)
         if held is None:
@@ -92,21 +121,36 @@ class KeyRing:
                 del self._pending[next(iter(self._pending))]
         else:
             held.address, held.last_seen, held.attempts = address, now, held.attempts + 1
+        held.via = via
         self._pending[key] = held  # last in order: the first is the one to forget
-        return False
 
     def pending(self) -> list[PendingKey]:
         """Return keys that wait for a decision, the newest knock first."""
         return list(reversed(self._pending.values()))
 
-    def accept(self, name: NodeName, key_or_fingerprint: str) -> bool:
+    def accept(self, name: NodeName, key_or_fingerprint: str, *, is_relay: bool = False, via: str = "") -> bool:
         """Accept a key for a node; return whether that changed anything.
 
+        Args:
+            name: The node.
+            key_or_fingerprint: Of its key.
+            is_relay: It is a relay.
+            via: A relay that may speak for it; when empty, the one that the key knocked at, if it did.
+
         Raises:
-            ConfigError: No such key knocked, it is another node's, or the node has another one.
+            ConfigError: No such key knocked, it is another node's, the node has another one, or ``via`` is no relay.
         """
         key = self._find(key_or_fingerprint)
+        knocked = self._pending.get(key)
+        via = via or (knocked.via if knocked else "")
+        if via and (is_relay or not self.is_relay(via)):
+            reason = "a relay cannot be behind a relay" if is_relay else f"{via[:63]} is no relay"
+            raise ConfigError(reason, hint="garrison nodes lists relays; accept one with --relay")
+        if via and len(self.served_by(NodeName(via)) | {name}) > limits.RELAY_NODES_MAX:
+            raise ConfigError(f"relay {via} carries for {limits.RELAY_NODES_MAX} nodes already", hint="set up another relay")
         changed = self._store.accept_node(name, key)
+        if is_relay or via:
+            changed |= self._store.note_relay(name, is_relay=is_relay, via=NodeName(via) if via else None)
         self._pending.pop(key, None)
         self._reload()
         _log.info("node=%s key=%s fingerprint=%s", name, "accepted" if changed else "already-accepted", fingerprint(key.encode()))

@@ -46,6 +46,9 @@ class NodeLink(Protocol):
     def is_enrolled(self, node: str) -> bool:
         """Return whether the node's key is accepted."""
 
+    def why_away(self, node: str) -> str:
+        """Return why a node that is enrolled cannot be reached."""
+
 
 @dataclass(slots=True)
 class _Active:
@@ -162,7 +165,7 @@ class JobService:
         if not self._link.is_enrolled(name):
             return JobNode(node=name, status=Status.UNREACHABLE, error="not enrolled")
         if not self._link.is_connected(name):
-            return JobNode(node=name, status=Status.UNREACHABLE, error="not connected")
+            return JobNode(node=name, status=Status.UNREACHABLE, error=self._link.why_away(name))
         return JobNode(node=name, status=Status.WAITING)
 
     def _fill(self, job: str) -> None:

@@ -24,6 +24,7 @@ from garrison.master.store.arrivals import Arrivals
 from garrison.master.store.catalogue import Catalogue
 from garrison.master.store.dayfile import DayFile, Facts
 from garrison.master.store.lane import Inflow, LaneLog, Restored, Stored
+from garrison.master.store.relays import Delivery
 from garrison.master.store.writer import Work, Writer
 
 __all__ = ["EventLog"]
@@ -85,6 +86,14 @@ class EventLog:
             self._tell()
 
         future.add_done_callback(settled)
+        return future
+
+    def submit_forward(self, delivery: Delivery) -> Future[Stored]:
+        """Queue a relay's message, all of one lane; as ``submit``."""
+        lane = Lane(delivery.forward.lane)
+        size = sum(map(len, delivery.forward.items))
+        future = self._writers[lane].submit(lambda conn: self._lanes[lane].insert_forward(conn, delivery), size_bytes=size)
+        future.add_done_callback(lambda _: self._tell())
         return future
 
     def _tell(self) -> None:

@@ -28,6 +28,7 @@ from garrison.master.store import dayfile
 from garrison.master.store.arrivals import Arrivals
 from garrison.master.store.catalogue import Catalogue
 from garrison.master.store.dayfile import DayFile, Facts, Mark, Row, day_of
+from garrison.master.store.relays import Delivery
 from garrison.master.store.writer import OneFile, connect
 
 __all__ = ["MASTER_EPOCH", "QUARANTINED", "Inflow", "LaneLog", "Restored", "Stored"]
@@ -202,6 +203,38 @@ class LaneLog:
         except BaseException:
             inflow.broken = True
             raise
+
+    def insert_forward(self, conn: sqlite3.Connection, delivery: Delivery) -> Stored:
+        """Store everything in a relay's message in the open transaction, or nothing; ``acked`` is the relay's own number.
+
+        What came by a relay never moves the mark that a node deletes by: a relay that held something back must not have a node
+        delete it.
+        """
+        before = self._new_words.copy(), self._new_marks.copy(), self._new_facts
+        try:
+            return self._insert_forward(conn, delivery)
+        except BaseException:
+            self._new_words, self._new_marks, self._new_facts = before
+            raise
+
+    def _insert_forward(self, conn: sqlite3.Connection, delivery: Delivery) -> Stored:
+        stored = [self._insert(conn, node, batch, relayed=True) for node, batch in delivery.batches]
+        forward, key = delivery.forward, (str(delivery.relay), delivery.forward.epoch)
+        mark = self._mark(conn, key)
+        if delivery.own:
+            seqs, records = [seq for seq, _ in delivery.own], [raw for _, raw in delivery.own]
+            own = Batch(epoch=forward.epoch, lane=forward.lane, seqs=seqs, events=records)
+            stored.append(self._insert(conn, delivery.relay, own, relayed=True))
+        last, items = forward.seqs[-1], sum(seq > mark.acked for seq in forward.seqs)
+        raised = Mark(mark.spool, max(mark.acked, last), max(mark.highest, last), mark.stored + items)
+        _raise(conn, raised)
+        self._new_marks[key] = raised
+        return Stored(
+            raised.acked,
+            new=sum(part.new for part in stored),
+            repeated=sum(part.repeated for part in stored),
+            quarantined=sum(part.quarantined for part in stored),
+        )
 
     def _insert(self, conn: sqlite3.Connection, node: NodeName, batch: Batch, *, relayed: bool) -> Stored:
         key, seqs = (str(node), batch.epoch), batch.seqs

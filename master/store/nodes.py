@@ -130,6 +130,13 @@ def note_hello(conn: sqlite3.Connection, name: str, hello: Hello, address: str) 
     )
 
 
+def note_words(conn: sqlite3.Connection, name: str, hello: Hello, address: str) -> None:
+    """Keep what somebody else says that a node said of itself: nothing follows from it for assignments."""
+    conn.execute(
+        "UPDATE nodes SET hello = ?, address = ?, last_seen = ? WHERE name = ?", (_encode(hello), address, time.time_ns(), name)
+    )
+
+
 def note_report(conn: sqlite3.Connection, name: str, report: ApplyReport) -> None:
     """Keep what became of an assignment. A refused or failed one leaves generation, bundle and rules as they were."""
     conn.execute(

@@ -151,7 +151,12 @@ def _version_2(db: Database) -> None:
     db.table("notes").create({"name": str, "text": str}, pk="name", not_null={"text"}, if_not_exists=True)
 
 
-_STEPS: Final[tuple[Callable[[Database], None], ...]] = (_version_1, _version_2)
+def _relays(db: Database) -> None:
+    db.table("relays").create({"name": str}, pk="name", if_not_exists=True)
+    db.table("relay_nodes").create({"relay": str, "node": str}, pk=("relay", "node"), if_not_exists=True)
+
+
+_STEPS: Final[tuple[Callable[[Database], None], ...]] = (_version_1, _version_2, _relays)
 SCHEMA_VERSION: Final = len(_STEPS)
 
 

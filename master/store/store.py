@@ -25,7 +25,7 @@ from garrison.common.frames import ApplyReport, Batch, Hello, JobOutput, JobResu
 from garrison.common.names import Digest, NodeName
 from garrison.master.jobs.records import JobNode, JobOutputLine, JobRequest, JobView, Status
 from garrison.master.records import NodeBrief, StoredAssignment, StoredBundle
-from garrison.master.store import bundles, jobs, nodes, query
+from garrison.master.store import bundles, jobs, nodes, query, relays
 from garrison.master.store.backup import Backup
 from garrison.master.store.eventlog import EventLog
 from garrison.master.store.keeper import Keeper
@@ -140,6 +140,10 @@ class Store:
         """
         return self.event_log.submit(node, batch, inflow, relayed=relayed)
 
+    def submit_forward(self, delivery: relays.Delivery) -> Future[Stored]:
+        """Queue what a relay sent; as ``submit_batch``."""
+        return self.event_log.submit_forward(delivery)
+
     def acked(self, node: NodeName, epoch: str) -> dict[int, int]:
         """Return the highest durable seq by lane of one epoch of a node."""
         return self.event_log.acked(node, epoch)
@@ -213,7 +217,25 @@ class Store:
 
     def retire_node(self, name: str) -> bool:
         """Retire a node, durably; see ``nodes.retire``."""
-        return self._writer.submit(lambda conn: nodes.retire(conn, name)).result()
+
+        def retire(conn: sqlite3.Connection) -> bool:
+            relays.forget(conn, name)
+            return nodes.retire(conn, name)
+
+        return self._writer.submit(retire).result()
+
+    def relays(self) -> dict[NodeName, list[NodeName]]:
+        """Return all relays with the nodes that each may speak for."""
+        with self._reading() as conn:
+            return relays.relays(conn)
+
+    def note_relay(self, node: NodeName, *, is_relay: bool = False, via: NodeName | None = None) -> bool:
+        """Keep that a node is a relay, or behind one, durably; see ``relays.note_relay``."""
+        return self._writer.submit(lambda conn: relays.note_relay(conn, node, is_relay=is_relay, via=via)).result()
+
+    def submit_relayed_hello(self, name: NodeName, hello: Hello, address: str) -> Future[None]:
+        """Keep what a relay says that a node said of itself."""
+        return self._writer.submit(lambda conn: nodes.note_words(conn, name, hello, address))
 
     def reject_key(self, key: str) -> None:
         """Remember that a key is not wanted, durably."""

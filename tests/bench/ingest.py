@@ -85,7 +85,7 @@ async def _serve(path: Path, pipe: Connection) -> float:
         probe.bind(("127.0.0.1", 0))
         endpoint = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
     router = bind_router(context, endpoint, public_key=public, secret_key=secret)
-    collector = Collector(router, store, keys, _NoDesk(), ping_after_s=10)
+    collector = Collector(router, store, keys, _NoDesk(), ping_after_s=10, secret_key=secret)
     stop = asyncio.Event()
     running = asyncio.create_task(collector.run(stop))
     pipe.send((endpoint, public, keypair))

@@ -62,7 +62,7 @@ def test_links_between_pages_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_that_pages_name_exist(page):
     """Code paths in back quotes are promises: a moved file must move in the documentation too."""
-    folders = "common|master|minion|bpf|cli|states|inventory|tests|dev\\.d|docs|vagrant"
+    folders = "common|master|minion|relay|bpf|cli|states|inventory|tests|dev\\.d|docs|vagrant"
     named = re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text())
 
     assert [n for n in named if not (ROOT / n).exists()] == []

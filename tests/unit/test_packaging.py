@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TOP = ("bpf", "cli", "common", "master", "minion")
+TOP = ("bpf", "cli", "common", "master", "minion", "relay")
 ALLOWED = {
     "common": {"common"},
     "bpf": {"bpf", "common"},
     "master": {"master", "common"},
     "minion": {"minion", "common", "bpf"},
-    "cli": {"cli", "common", "master", "minion"},
+    "relay": {"relay", "common", "master", "minion"},
+    "cli": {"cli", "common", "master", "minion", "relay"},
 }
 
 

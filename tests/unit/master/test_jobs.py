@@ -27,6 +27,9 @@ class Link:
     def is_enrolled(self, node):
         return node in {N1, N2, N3}
 
+    def why_away(self, node):
+        return "not connected"
+
     def send(self, node, message):
         self.sent.append((node, type(message)))
         return node in self.connected

@@ -1,0 +1,1 @@
+"""Stands in for the master at a site: takes its nodes' events into a spool, carries them up, and assignments down."""
