@@ -220,13 +220,12 @@ class LaneLog:
     def _insert_forward(self, conn: sqlite3.Connection, delivery: Delivery) -> Stored:
         stored = [self._insert(conn, node, batch, relayed=True) for node, batch in delivery.batches]
         forward, key = delivery.forward, (str(delivery.relay), delivery.forward.epoch)
-        mark = self._mark(conn, key)
         if delivery.own:
             seqs, records = [seq for seq, _ in delivery.own], [raw for _, raw in delivery.own]
             own = Batch(epoch=forward.epoch, lane=forward.lane, seqs=seqs, events=records)
             stored.append(self._insert(conn, delivery.relay, own, relayed=True))
-        last, items = forward.seqs[-1], sum(seq > mark.acked for seq in forward.seqs)
-        raised = Mark(mark.spool, max(mark.acked, last), max(mark.highest, last), mark.stored + items)
+        mark, last = self._mark(conn, key), forward.seqs[-1]
+        raised = Mark(mark.spool, max(mark.acked, last), max(mark.highest, last), mark.stored)
         _raise(conn, raised)
         self._new_marks[key] = raised
         return Stored(

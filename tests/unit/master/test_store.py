@@ -12,10 +12,12 @@ from garrison.common.errors import ConfigError, StoreError
 from garrison.common.events import Actor, Lane
 from garrison.common.frames import ApplyReport, Batch, Hello, JobOutput, JobResult, RuleReport
 from garrison.common.names import Digest, NodeName
+from garrison.common.relay_frames import Forward
 from garrison.master.jobs.records import JobNode, JobRequest, Status
 from garrison.master.records import StoredAssignment
 from garrison.master.store import EventFilter, Inflow, Store
 from garrison.master.store.query import conditions, numbers, parse_lane, parse_when
+from garrison.master.store.relays import Delivery
 from garrison.master.store.schema import SCHEMA_VERSION
 
 N1, N2 = NodeName("n1"), NodeName("n2")
@@ -58,6 +60,40 @@ def test_any_order_of_repeated_batches_stores_each_event_once_and_acks_the_highe
     for (node, epoch), numbers in sent.items():
         assert store.acked(NodeName(node), epoch) == {int(Lane.SHELL): max(numbers)}
     store.close()
+
+
+def forward(store, batches, *, last, own=()):
+    items = [b"as the relay sent it"] * (len(batches) + len(own))
+    message = Forward(epoch="cc", lane=int(Lane.SHELL), seqs=list(range(last - len(items) + 1, last + 1)), items=items)
+    return store.submit_forward(Delivery(NodeName("site-1"), message, batches, own)).result(10)
+
+
+def test_what_a_relay_brings_is_stored_once_and_moves_no_ack_but_the_relays(store):
+    put(store, batch_of([1, 2]))
+    told = batch_of([9]).events[0]
+
+    first = forward(store, [(N1, batch_of([2, 3, 4])), (N2, batch_of([1], epoch="e2"))], last=12, own=[(12, told)])
+    again = forward(store, [(N1, batch_of([3, 4, 5]))], last=13)
+
+    assert (first.new, first.repeated, first.acked) == (4, 1, 12)
+    assert (again.new, again.repeated, again.acked) == (1, 2, 13)
+    assert seqs(store, nodes=("n1",)) == [1, 2, 3, 4, 5]
+    assert seqs(store, nodes=("site-1",)) == [12]
+    assert store.acked(N1, "e1") == {1: 2}
+    assert store.acked(N2, "e2") == {}
+    assert (store.highest(N1, "e1"), store.highest(N2, "e2")) == (5, 1)
+    assert store.acked(NodeName("site-1"), "cc") == {1: 13}
+
+
+def test_relays_message_is_stored_whole_or_not_at_all(store):
+    with pytest.raises(OverflowError):  # which the decoder would have refused
+        forward(store, [(N1, batch_of([1])), (N2, batch_of([2**63], epoch="e2"))], last=2)
+    put(store, batch_of([7]), N2)
+
+    assert seqs(store) == [7]
+    assert store.highest(N1, "e1") == 0
+    assert forward(store, [(N1, batch_of([1])), (N2, batch_of([2], epoch="e2"))], last=2).new == 2
+    assert sorted(seqs(store)) == [1, 2, 7]
 
 
 def test_events_and_acks_survive_a_reopening(tmp_path):
