@@ -63,6 +63,7 @@ def test_site_goes_on_while_its_master_is_gone_and_everything_arrives_later(site
         site.start_source(node, 3_000)
     for node in NODES:
         site.all_put(node, 500)
+        site.until(lambda node=node: site.numbers(node), f"events of {node} go up", 60)
 
     site.master.end(signal.SIGKILL)
     for node in NODES:
