@@ -39,6 +39,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "policy": ("garrison.cli.policy", "Lint and explain policies"),
     "relay": ("garrison.cli.relay", "Run the relay of a site, or show its key and state"),
     "run": ("garrison.cli.run", "Run a command on nodes"),
+    "simulate": ("garrison.cli.simulate", "Simulate nodes, to see what a master bears"),
     "store": ("garrison.cli.store", "Look at, back up and prune the master's store"),
     "top": ("garrison.cli.top", "Show resources of the fleet, live"),
 }

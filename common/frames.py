@@ -9,7 +9,8 @@ Rules of this file:
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+import threading
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 import zstandard
@@ -52,6 +53,7 @@ __all__ = [
     "Refused",
     "RuleReport",
     "Up",
+    "Wait",
     "Welcome",
     "decode_down",
     "decode_up",
@@ -88,6 +90,7 @@ class Hello(_Frame, frozen=True, kw_only=True, omit_defaults=True):
         relay: It is a relay, which speaks for others.
         signing_key: Ed25519 public key that signs what travels through a relay.
         vouch: By the node's CURVE key for its signing key (``common.trust.pair``).
+        waits: It understands ``Wait``; an older node would take it for a broken message.
     """
 
     proto: _Int = PROTOCOL
@@ -107,6 +110,7 @@ class Hello(_Frame, frozen=True, kw_only=True, omit_defaults=True):
     relay: bool = False
     signing_key: _Hex = ""
     vouch: _Hex = ""
+    waits: bool = False
 
 
 class Batch(_Frame, frozen=True, kw_only=True, omit_defaults=True):
@@ -238,6 +242,12 @@ class Welcome(_Frame, frozen=True, kw_only=True, omit_defaults=True):
     seen: _Count = 0
 
 
+class Wait(_Frame, frozen=True, kw_only=True, omit_defaults=True):
+    """First answer to a ``Hello`` when many came at once: this one's turn comes, in about ``wait_s`` seconds. May come again."""
+
+    wait_s: Annotated[float, msgspec.Meta(ge=0.0, le=limits.WELCOME_WAIT_MAX_S)]
+
+
 class Refused(_Frame, frozen=True, kw_only=True, omit_defaults=True):
     """The master, or a relay, will not serve this.
 
@@ -329,7 +339,7 @@ class Pong(_Frame, frozen=True, kw_only=True, omit_defaults=True):
 
 _Node = Hello | Batch | ChunkRequest | ApplyReport | ConfirmRequest | JobOutput | JobResult | Ping | Pong
 Up = _Node | Signed | Forward | Presence | Passed
-_Master = Welcome | Refused | Confirmed | Ack | Assignment | Chunk | Job | JobCancel | Ping | Pong
+_Master = Welcome | Wait | Refused | Confirmed | Ack | Assignment | Chunk | Job | JobCancel | Ping | Pong
 Down = _Master | Sealed | RelayNodes | RelayAssignment | Passed
 
 _COMPRESS_FROM_BYTES: Final = 512  # smaller frames grow or gain nothing worth the CPU
@@ -338,6 +348,17 @@ _T = TypeVar("_T")
 _encoder: Final = msgspec.msgpack.Encoder()
 _up: Final = msgspec.msgpack.Decoder(Up)
 _down: Final = msgspec.msgpack.Decoder(Down)
+
+
+class _Zstd(threading.local):
+    """Contexts of this thread: making one costs more than a small frame; they must not be shared."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=3)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_zstd: Final = _Zstd()
 
 
 def encode_frame(message: Up | Down) -> bytes:
@@ -354,7 +375,7 @@ def encode_frame(message: Up | Down) -> bytes:
         raise FrameError(f"{type(message).__name__} takes {len(plain)} bytes, over the limit")
     frame = b"\x00" + plain
     if len(plain) >= _COMPRESS_FROM_BYTES:
-        packed = b"\x01" + zstandard.ZstdCompressor(level=3).compress(plain)
+        packed = b"\x01" + _zstd.compressor.compress(plain)
         frame = packed if len(packed) < len(frame) else frame
     if len(frame) > limits.FRAME_MAX_BYTES:
         raise FrameError(f"{type(message).__name__} takes {len(frame)} bytes on the wire, over the limit")
@@ -412,7 +433,7 @@ def _decompress(packed: bytes, plain_max_bytes: int) -> bytes:
     size = zstandard.frame_content_size(packed)
     if not 0 < size <= plain_max_bytes:
         raise FrameError(f"compressed frame declares {size} bytes")
-    plain: bytes = zstandard.ZstdDecompressor().decompress(packed, max_output_size=size, allow_extra_data=False)
+    plain: bytes = _zstd.decompressor.decompress(packed, max_output_size=size, allow_extra_data=False)
     return plain
 
 

@@ -18,7 +18,7 @@ UNACKED_MAX_BATCHES: Final = 8  # credits: batches a minion may have in flight
 HELLO_MAX_ITEMS: Final = 1_024  # labels, backends, held digests in one hello
 STRING_MAX_CHARS: Final = 4_096  # any single string in a frame that is not event data
 PEER_DEAD_S: Final = 20.0  # no traffic for this long: the peer is gone
-HANDSHAKE_MAX_S: Final = 10.0  # slow-loris: a connection that has not finished CURVE by then is closed
+HANDSHAKE_MAX_S: Final = 20.0  # slow-loris: closed if CURVE has not finished by then; a storm on a slow machine takes 10 s
 RECONNECT_MIN_S: Final = 0.5
 RECONNECT_MAX_S: Final = 30.0  # after a refusal: the master has something to do with every attempt
 UNREACHABLE_MAX_S: Final = 4.0  # between attempts that reach nobody: they cost a packet and decide how soon a link heals
@@ -26,10 +26,12 @@ CONNECT_MAX_S: Final = 5.0  # TCP connect; covers two lost SYNs, and bounds what
 IDLE_PING_S: Final = 8.0  # nothing sent for this long: a Ping, so that the peer hears from us twice in PEER_DEAD_S
 ACK_MAX_S: Final = 120.0  # a batch unacknowledged for this long: the connection is made anew and the batch sent again
 LINGER_S: Final = 0.2  # lanes other than ALERT wait this long for company when the pipe is idle
+COMPANY_MAX_S: Final = 5.0  # a small batch without an ack holds the next one back so long, unless that is one of alerts
 CHUNK_MAX_S: Final = 15.0  # a requested chunk that has not come by then is asked for again
 CHUNKS_IN_FLIGHT: Final = 4  # requested at once: fills 256 KiB of a long path
 FETCH_MAX_S: Final = 600.0  # without any progress, over all reconnects, before a fetch gives up
 LINK_WORKS_MAX: Final = 512  # jobs and assignments of the master in work at once; more is refused
+WELCOME_WAIT_MAX_S: Final = 120.0  # a node waits so long for its welcome, if the master says that its turn comes
 PENDING_KEYS_MAX: Final = 256  # refused keys remembered for `garrison nodes pending`
 
 # ---- Relay ----------------------------------------------------------------------------------------------------------
@@ -169,7 +171,12 @@ LIMIT_FILE_MAX_CHARS: Final = 4 << 20
 # ---- Master ---------------------------------------------------------------------------------------------------------
 SESSION_REQUESTS_MAX: Final = 32  # requests of one node in work at the master; more is a broken or hostile peer
 STORE_WAITING_MAX_BYTES: Final = 64 << 20  # batches not yet durable at the master; above it nothing is read from the link
+WELCOMES_AT_ONCE: Final = 64  # looked up together; small beside what a node waits by itself
+WELCOME_HOLD_MAX_S: Final = 1.0  # a group of welcomes is held back so long while the store is behind
+LISTEN_BACKLOG: Final = 4_096  # connections that wait to be accepted: somaxconn's default; one over it hangs for seconds
+LINK_IO_THREADS_MAX: Final = 4  # of the master: a storm is handshakes, and these do them
 CLONE_PROBE_S: Final = 5.0  # how long the first holder of a key may take to answer when a second one shows up
+NODES_AT_ONCE_MAX: Final = 20_000  # accepted or retired by one request: twice the largest fleet of one master
 JOB_NODES_MAX: Final = 20_000  # in one job: twice the largest fleet of one master
 JOB_GRACE_S: Final = 30.0  # added to a job's timeout before a silent node counts as lost: stopping it and the way back
 API_QUERY_MAX_VALUES: Final = 256  # values of one filter

@@ -1,6 +1,8 @@
-"""`./dev bench NAME [--json] [--write PAGE]`: runs tests/bench/NAME.py and prints its figures. Without a name: lists them.
+"""`./dev bench NAME [--json] [--write PAGE] [SETTING=NUMBER ...]`: runs tests/bench/NAME.py, prints its figures; lists benches.
 
 A bench module has ``run() -> dict[str, float | int | str]``: figures by name, units in the names, and a first docstring line.
+Modules that begin with ``_`` are parts of benches.
+Settings are parameters of ``run`` with a default: sizes, for a machine that is smaller or a look that is quicker.
 If it has ``table(figures) -> str``, that is what ``--write`` puts into a page, between the comments ``bench NAME`` and
 ``end of bench NAME``. Ratios inside one run are what counts; the absolute figures are this machine's, now.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
+import inspect
 import json
 import platform
 import re
@@ -31,7 +34,7 @@ def available() -> dict[str, str]:
 
 def load(name: str) -> ModuleType:
     """Return one bench's module."""
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "dev.d")]
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "dev.d"), str(BENCHES)]
     spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCHES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -59,6 +62,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="?", choices=sorted(names), metavar="NAME")
+    parser.add_argument("settings", nargs="*", metavar="SETTING=NUMBER", help="a parameter of the bench")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the figures into a page of the documentation")
     arguments = parser.parse_args()
@@ -68,7 +72,11 @@ def main() -> int:
     module = load(arguments.name)
     if arguments.write and not hasattr(module, "table"):
         parser.error(f"bench {arguments.name} makes no table")
-    figures = {"kernel": platform.release(), **module.run()}
+    known = inspect.signature(module.run).parameters
+    settings = dict(text.partition("=")[::2] for text in arguments.settings)
+    if not settings.keys() <= known.keys() or not all(value.isdecimal() for value in settings.values()):
+        parser.error(f"settings of bench {arguments.name}: {', '.join(f'{name}=NUMBER' for name in known) or 'none'}")
+    figures = {"kernel": platform.release(), **module.run(**{name: int(value) for name, value in settings.items()})}
     if arguments.write:
         write(arguments.write, arguments.name, module.table(figures))
     if arguments.json:

@@ -23,6 +23,7 @@ from typing import Final
 
 import zmq
 
+from garrison.common import limits
 from garrison.common.errors import ConfigError, KernelError, StoreError
 from garrison.common.sdnotify import notify
 from garrison.common.trust.curve import load_curve_key
@@ -77,7 +78,7 @@ async def _run(settings: MasterSettings, trust: MasterTrust, keypair: tuple[byte
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     desk, keys = Desk(store, trust), KeyRing(store)
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=min(os.cpu_count() or 1, limits.LINK_IO_THREADS_MAX))
     zap = ZapHandler(context, keys.knock)
     try:
         router = bind_router(context, settings.listen, public_key=keypair[0], secret_key=keypair[1])

@@ -296,6 +296,7 @@ class Agent:
             bundle=generation.bundle if generation else "",
             backends={name: text[: limits.STRING_MAX_CHARS] for name, text in self._backend_texts().items()},
             grains=grains() | ({"enforcement": obstacle[: limits.STRING_MAX_CHARS]} if obstacle else {}),
+            waits=True,
         )
 
     async def on_assignment(self, assignment: Assignment, fetch: Fetch) -> ApplyReport:

@@ -175,7 +175,7 @@ class RelayCollector:
             self._reports.pop(node, None)
             session = self._sessions.of_node(node)
             if session is not None:
-                self._refuse(_peer(session), "retired", "this node's key is not accepted any more")
+                self._refuse(session, "retired", "this node's key is not accepted any more")
                 self._end(session, "retired")
 
     def offer(self, node: NodeName) -> None:
@@ -400,7 +400,7 @@ class RelayCollector:
             _log.info("node=%s offline reason=%s", session.node, why)
             self._up.changed(session.node)
 
-    def _refuse(self, peer: Peer, code: str, reason: str) -> None:
+    def _refuse(self, peer: Peer | Session, code: str, reason: str) -> None:
         self._port.send(peer.routing_id, encode_frame(Refused(code=code, reason=reason)))
         self._loop.call_later(_GOODBYE_S, shut_down, peer.fd, peer.address)
 
@@ -429,10 +429,6 @@ class RelayCollector:
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(_log_task)
         return task
-
-
-def _peer(session: Session) -> Peer:
-    return Peer(session.routing_id, "", session.address, session.fd)
 
 
 def _log_task(task: asyncio.Task[None]) -> None:

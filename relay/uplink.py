@@ -193,6 +193,7 @@ class Uplink:
             acked={str(int(lane)): seq for lane, (seq, _) in self._spool.acked().items()},  # of batches: no count of events
             grains=grains(),
             relay=True,
+            waits=True,
         )
 
     async def on_assignment(self, assignment: Assignment, fetch: Fetch) -> ApplyReport:  # noqa: ARG002

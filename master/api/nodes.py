@@ -2,7 +2,7 @@
 
 Rules of this file:
 - What is shown is what is stored and what the link sees now; nothing is kept here.
-- Decisions on keys are durable before they are answered, and a retired node is cut off before that.
+- Decisions on keys are durable before they are answered; a retired node is cut off before that, and let in again if it failed.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Final
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from garrison.common import limits
+from garrison.common.errors import GarrisonError
 from garrison.common.events import Lane
 from garrison.common.names import KeyFingerprint, NodeName, node_name
 from garrison.master.api.errors import NotFoundError
@@ -76,6 +78,18 @@ class AcceptBody(KeyBody, frozen=True, kw_only=True, forbid_unknown_fields=True)
     via: str = ""
 
 
+class ManyKeysBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of accepting many: keys, as ``KeyBody`` has them, by node name."""
+
+    nodes: Annotated[dict[str, str], msgspec.Meta(max_length=limits.NODES_AT_ONCE_MAX)]
+
+
+class ManyNamesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of retiring many."""
+
+    nodes: Annotated[list[str], msgspec.Meta(max_length=limits.NODES_AT_ONCE_MAX)]
+
+
 class NodesApi:
     """Endpoints about nodes."""
 
@@ -112,15 +126,36 @@ class NodesApi:
         self._collector.relays.keys_changed()
         return json_response({"name": name, "changed": changed})
 
+    async def accept_many(self, request: Request) -> Response:
+        """Answer ``POST /v1/nodes/accept``: all or none."""
+        wanted = (await body(request, ManyKeysBody)).nodes
+        keys = {node_name(name): key[:_KEY_MAX_CHARS] for name, key in wanted.items()}
+        return json_response({"changed": await asyncio.to_thread(self._keys.accept_all, keys)})
+
+    async def retire_many(self, request: Request) -> Response:
+        """Answer ``POST /v1/nodes/retire``: all or none."""
+        names = (await body(request, ManyNamesBody)).nodes
+        return json_response({"changed": await self._retire(names)})
+
     async def retire(self, request: Request) -> Response:
         """Answer ``POST /v1/nodes/NAME/retire``."""
         name = request.path_params["name"]
         if await asyncio.to_thread(self._store.node, name) is None:
             raise NotFoundError(f"there is no node {name[:64]}", hint="garrison nodes lists them")
-        changed = await asyncio.to_thread(self._keys.retire, name)
-        self._collector.cut_off(name)
-        self._collector.relays.keys_changed()
-        return json_response({"name": name, "changed": changed})
+        return json_response({"name": name, "changed": bool(await self._retire([name]))})
+
+    async def _retire(self, names: Sequence[str]) -> int:
+        # Cut off first: a store that is slow, or behind many events, must not keep a node in.
+        self._keys.lock_out(names)
+        for name in names:
+            self._collector.cut_off(name)
+        try:
+            return await asyncio.to_thread(self._keys.retire_all, names)
+        except GarrisonError:
+            await asyncio.to_thread(self._keys.reload)
+            raise
+        finally:
+            self._collector.relays.keys_changed()
 
     async def reject(self, request: Request) -> Response:
         """Answer ``POST /v1/pending/reject``."""
@@ -197,6 +232,8 @@ def routes(settings: MasterSettings, store: Store, keys: KeyRing, collector: Col
     api = NodesApi(settings, store, keys, collector)
     return [
         Route("/v1/nodes", api.index, methods=["GET"]),
+        Route("/v1/nodes/accept", api.accept_many, methods=["POST"]),
+        Route("/v1/nodes/retire", api.retire_many, methods=["POST"]),
         Route("/v1/nodes/{name}", api.show, methods=["GET"]),
         Route("/v1/nodes/{name}/accept", api.accept, methods=["POST"]),
         Route("/v1/nodes/{name}/retire", api.retire, methods=["POST"]),

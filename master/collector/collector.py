@@ -43,7 +43,6 @@ from garrison.common.frames import (
     Pong,
     Refused,
     Up,
-    Welcome,
     decode_up,
     encode_frame,
 )
@@ -58,6 +57,7 @@ from garrison.master.collector.relay_service import RelayService
 from garrison.master.collector.relays import RelayLine
 from garrison.master.collector.sessions import Admission, Session, Sessions
 from garrison.master.collector.sockets import Peer, peer_of, shut_down
+from garrison.master.collector.usher import Usher
 from garrison.master.jobs.service import JobService
 from garrison.master.store import Store, Stored
 
@@ -101,6 +101,9 @@ class Collector:
         self._ping_after_s = ping_after_s
         self._loop = asyncio.get_running_loop()
         self._sessions = Sessions()
+        self._usher = Usher(store, self._dues, send=self.send_to, end=self._end, spawn=self.spawn, welcomed=self._on_welcomed)
+        self._stored: deque[tuple[Session, Batch, Future[Stored]]] = deque()
+        self._stored_told = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing: set[bytes] = set()
         self._confirming: set[bytes] = set()  # connections whose request is looked up
@@ -288,34 +291,18 @@ class Collector:
         before = self._sessions.begin(session)
         if before is not None:
             self.relays.end(before)
-        if before is not None and before.routing_id != peer.routing_id:
-            shut_down(before.fd, before.address)
-        self._store.submit_hello(node, hello, peer.address).add_done_callback(_log_failure)
-        _log.info("node=%s online address=%s version=%s generation=%d", node, peer.address, hello.version, hello.generation)
-        self.spawn(self._welcome(session))
+            self._usher.leave(before)
+            if before.routing_id != peer.routing_id:
+                shut_down(before.fd, before.address)
+        self._store.submit_hello(node, hello, session.address).add_done_callback(_log_failure)
+        _log.info("node=%s online address=%s version=%s generation=%d", node, session.address, hello.version, hello.generation)
+        self._usher.enter(session)
 
-    async def _welcome(self, session: Session) -> None:
-        acked, generation, seen = await asyncio.to_thread(self._dues.facts, session.node, session.hello)
-        if max(*acked.values(), seen, 0) >= session.hello.next_seq:
-            # Its spool is an older copy: numbers it will use were used. The node sees that in the welcome and begins a new epoch.
-            _log.warning("node=%s restored=yes epoch=%s", session.node, session.hello.epoch)
-        welcome = Welcome(
-            proto=min(PROTOCOL, session.hello.proto),
-            credits=limits.UNACKED_MAX_BATCHES,
-            acked={str(lane): seq for lane, seq in acked.items()},
-            generation=generation,
-            time_ns=time.time_ns(),
-            confirms=True,
-            relays=True,
-            seen=seen,
-        )
-        if not self.is_on(session) or not self.send_to(session, welcome):
-            return
-        session.welcomed = True
+    def _on_welcomed(self, session: Session, generation: int) -> None:
         if session.hello.relay:
             self.relays.begin(session)
         if generation > session.generation:
-            await self._assign(session)
+            self.spawn(self._assign(session))
         self.jobs.on_online(session.node)
 
     # ---- events ------------------------------------------------------------------------------------------------------------
@@ -326,32 +313,54 @@ class Collector:
             return
         self._count_unacked(session)
         future = self._store.submit_batch(session.node, batch, session.inflow)
-        future.add_done_callback(
-            lambda done: self._loop.call_soon_threadsafe(functools.partial(self._on_stored, session, batch, done))
-        )
+        future.add_done_callback(functools.partial(self._note_stored, session, batch))
         if self._store.waiting_bytes > limits.STORE_WAITING_MAX_BYTES:
             self._port.pause()
 
-    def _on_stored(self, session: Session, batch: Batch, done: Future[Stored]) -> None:
-        error = done.exception()
-        if error is not None:
-            if not isinstance(error, GarrisonError):
-                _log.error("node=%s batch=unstored", session.node, exc_info=error)
-            self.break_session(session, "batch-not-stored")
-            return
-        stored = done.result()
-        if self.is_on(session):
-            self.send_to(session, Ack(epoch=batch.epoch, lane=batch.lane, seq=stored.acked))
-        self.on_stored(session, stored)
+    def _note_stored(self, session: Session, batch: Batch, done: Future[Stored]) -> None:
+        # In a writer's thread. One wake-up of the loop for all that one commit stored: ten thousand nodes send an event each.
+        self._stored.append((session, batch, done))
+        if not self._stored_told:
+            self._stored_told = True
+            self._loop.call_soon_threadsafe(self._on_stored)
 
-    def on_stored(self, session: Session, stored: Stored) -> None:
-        """Note that a batch, or what came in its place, is durable."""
-        session.unacked -= 1
+    def _on_stored(self) -> None:
+        self._stored_told = False  # before looking: what is noted from here on is told again
+        while self._stored:
+            session, batch, done = self._stored.popleft()
+            error = done.exception()
+            if error is None:
+                self._ack(session, batch, done.result())
+            else:
+                self._on_unstored(session, batch, error)
+        self._store_has_room()
+        self.events_bell.ring()
+
+    def _store_has_room(self) -> None:
         if self._store.waiting_bytes <= limits.STORE_WAITING_MAX_BYTES // 2:
             self._port.resume()
+            self._usher.calm()
+
+    def _on_unstored(self, session: Session, batch: Batch, error: BaseException) -> None:
+        if not isinstance(error, GarrisonError):
+            _log.error("node=%s epoch=%s batch=unstored", session.node, batch.epoch, exc_info=error)
+        self.break_session(session, "batch-not-stored")
+
+    def _ack(self, session: Session, batch: Batch, stored: Stored) -> None:
+        self._note_quality(session, stored)
+        if self.is_on(session):
+            self.send_to(session, Ack(epoch=batch.epoch, lane=batch.lane, seq=stored.acked))
+
+    def _note_quality(self, session: Session, stored: Stored) -> None:
+        session.unacked -= 1
         if stored.quarantined:
             self.quarantined[session.node] += stored.quarantined
             _log.error("node=%s quarantined=%d", session.node, stored.quarantined)
+
+    def on_stored(self, session: Session, stored: Stored) -> None:
+        """Note that what a relay sent is durable."""
+        self._note_quality(session, stored)
+        self._store_has_room()
         self.events_bell.ring()
 
     # ---- bundles -----------------------------------------------------------------------------------------------------------
@@ -432,6 +441,7 @@ class Collector:
             elif silent_s > self._ping_after_s and now - session.pinged > self._ping_after_s:
                 session.pinged = now
                 self.send_to(session, Ping())
+        self._usher.tick(now)
         self.jobs.tick()
 
     def send_to(self, session: Session, message: Down) -> bool:
@@ -450,12 +460,12 @@ class Collector:
     def break_session(self, session: Session, why: str) -> None:
         """Close a session's connection: what it could not leave it sends again on the next one."""
         session.unacked -= 1
-        if self._store.waiting_bytes <= limits.STORE_WAITING_MAX_BYTES // 2:
-            self._port.resume()
+        self._store_has_room()
         shut_down(session.fd, session.address)
         self._end(session, why)
 
     def _end(self, session: Session, why: str) -> None:
+        self._usher.leave(session)
         if self._sessions.end(session):
             _log.info("node=%s offline reason=%s", session.node, why)
             self._note_seen([session])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -59,19 +60,22 @@ class KeyRing:
         self._store = store
         self._pending: dict[str, PendingKey] = {}
         self._accepted: dict[str, NodeName] = {}
-        self._known: dict[str, str] = {}
-        self._names: dict[NodeName, str] = {}
+        self._known: dict[str, NodeName] = {}
+        self._key_of: dict[str, str] = {}
+        self._relays: dict[NodeName, list[NodeName]] = {}
         self._served: dict[NodeName, frozenset[NodeName]] = {}
         self._rejected: set[str] = set()
-        self._reload()
+        self.reload()
 
-    def _reload(self) -> None:
+    def reload(self) -> None:
+        """Take the picture anew from the store."""
         rows = self._store.nodes()
         self._known = {row.key: row.name for row in rows}
+        self._key_of = {row.name: row.key for row in rows}
         self._rejected = self._store.rejected_keys()
         self._accepted = {row.key: row.name for row in rows if row.state == ACCEPTED}
-        self._names = {name: key for key, name in self._accepted.items()}
-        self._served = {relay: frozenset(nodes) & self._names.keys() for relay, nodes in self._store.relays().items()}
+        self._relays = self._store.relays()
+        self._settle_relays()
 
     def node_of(self, key: str) -> NodeName | None:
         """Return whose key this is, if it is accepted."""
@@ -79,11 +83,11 @@ class KeyRing:
 
     def has_node(self, name: str) -> bool:
         """Return whether a node of this name is accepted."""
-        return name in self._names
+        return self._key_of.get(name) in self._accepted
 
     def key_of(self, name: str) -> str | None:
         """Return the accepted key of a node."""
-        return self._names.get(NodeName(name))
+        return self._key_of.get(name) if self.has_node(name) else None
 
     def is_relay(self, name: str) -> bool:
         """Return whether a node is a relay."""
@@ -148,13 +152,35 @@ class KeyRing:
             raise ConfigError(reason, hint="garrison nodes lists relays; accept one with --relay")
         if via and len(self.served_by(NodeName(via)) | {name}) > limits.RELAY_NODES_MAX:
             raise ConfigError(f"relay {via} carries for {limits.RELAY_NODES_MAX} nodes already", hint="set up another relay")
-        changed = self._store.accept_node(name, key)
+        changed = bool(self.accept_all({name: key}))
         if is_relay or via:
             changed |= self._store.note_relay(name, is_relay=is_relay, via=NodeName(via) if via else None)
-        self._pending.pop(key, None)
-        self._reload()
-        _log.info("node=%s key=%s fingerprint=%s", name, "accepted" if changed else "already-accepted", fingerprint(key.encode()))
+            self.reload()
         return changed
+
+    def accept_all(self, wanted: Mapping[NodeName, str]) -> int:
+        """Accept keys for nodes, all or none; return for how many that changed anything; raises as ``accept``."""
+        keys = {name: self._find(key) for name, key in wanted.items()}
+        changed = self._store.accept_nodes(keys)
+        for name, key in keys.items():
+            self._pending.pop(key, None)
+            self._note_accepted(name, key)
+            what = "accepted" if name in changed else "already-accepted"
+            _log.info("node=%s key=%s fingerprint=%s", name, what, fingerprint(key.encode()))
+        self._settle_relays()
+        return len(changed)
+
+    def _note_accepted(self, name: NodeName, key: str) -> None:
+        # As the store now has it: a name's former key, which was retired, is forgotten with it.
+        former = self._key_of.get(name, key)
+        if former != key:
+            self._known.pop(former, None)
+        self._rejected.discard(key)
+        self._known[key], self._key_of[name] = name, key
+        self._accepted[key] = name
+
+    def _settle_relays(self) -> None:
+        self._served = {relay: frozenset(filter(self.has_node, nodes)) for relay, nodes in self._relays.items()}
 
     def reject(self, key_or_fingerprint: str) -> KeyFingerprint:
         """Never show a pending key again; return its fingerprint.
@@ -167,7 +193,7 @@ class KeyRing:
             raise ConfigError(f"the key is that of node {self._known[key]}", hint=f"garrison nodes retire {self._known[key]}")
         self._store.reject_key(key)
         self._pending.pop(key, None)
-        self._reload()
+        self.reload()
         return fingerprint(key.encode())
 
     def retire(self, name: str) -> bool:
@@ -176,10 +202,22 @@ class KeyRing:
         Raises:
             StoreError: There is no such node.
         """
-        changed = self._store.retire_node(name)
-        self._reload()
-        _log.info("node=%s key=%s", name, "retired" if changed else "already-retired")
-        return changed
+        return bool(self.retire_all([name]))
+
+    def lock_out(self, names: Collection[str]) -> None:
+        """Let nodes in no more, in memory and at once; ``retire_all`` makes it last, ``reload`` takes it back."""
+        for name in names:
+            self._accepted.pop(self._key_of.get(name, ""), None)
+        self._settle_relays()
+
+    def retire_all(self, names: Collection[str]) -> int:
+        """Retire nodes, all or none; return for how many that changed anything; raises as ``retire``."""
+        changed = self._store.retire_nodes(names)
+        self._relays = self._store.relays()  # a relay that is retired is none any more
+        self.lock_out(names)
+        for name in names:
+            _log.info("node=%s key=%s", name, "retired" if name in changed else "already-retired")
+        return len(changed)
 
     def _find(self, text: str) -> str:
         if text.startswith("SHA256:"):

@@ -38,6 +38,7 @@ class Session:
         unacked: Batches that are not durable yet.
         requests: Requests in work.
         generation: What the node applied, by its last word.
+        over: The session has ended.
         offered: The highest generation that was sent on this connection.
     """
 
@@ -54,6 +55,7 @@ class Session:
     requests: int = 0
     generation: int = 0
     offered: int = 0
+    over: bool = False
 
 
 def acked_by(hello: Hello) -> dict[Lane, tuple[int, int]]:
@@ -113,6 +115,7 @@ class Sessions:
         """Forget a session; return whether it was one."""
         if self._by_routing_id.get(session.routing_id) is not session:
             return False
+        session.over = True
         del self._by_routing_id[session.routing_id]
         if self._by_node.get(session.node) is session:
             del self._by_node[session.node]

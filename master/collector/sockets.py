@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from typing import Final, NamedTuple
+from typing import Final
 
 import zmq
 
@@ -25,20 +25,29 @@ _IN_QUEUE: Final = 64  # messages of one connection that wait to be read: eight 
 _OUT_QUEUE: Final = 1_000  # messages that wait to be sent to one connection
 
 
-class Peer(NamedTuple):
-    """Whose message it is.
+class Peer:
+    """Whose message it is. What libzmq has to be asked for is asked for when it is needed: most messages need the key alone.
 
     Attributes:
         routing_id: The socket's name of the connection.
         key: Authenticated Z85 CURVE key.
-        address: ``IP:PORT``, or ``IP`` when the connection has ended meanwhile.
-        fd: Its descriptor, -1 when unknown.
     """
 
-    routing_id: bytes
-    key: str
-    address: str
-    fd: int
+    __slots__ = ("_frame", "key", "routing_id")
+
+    def __init__(self, routing_id: bytes, frame: zmq.Frame) -> None:
+        self.routing_id, self._frame = routing_id, frame
+        self.key = str(frame.get("User-Id"))
+
+    @property
+    def fd(self) -> int:
+        """Descriptor of the connection, -1 when unknown."""
+        return int(self._frame.get(zmq.SRCFD))
+
+    @property
+    def address(self) -> str:
+        """``IP:PORT``, or ``IP`` when the connection has ended meanwhile."""
+        return _name(self.fd) or str(self._frame.get("Peer-Address"))
 
 
 def bind_router(
@@ -62,7 +71,7 @@ def bind_router(
         # node several megabytes a day.
         zmq.RCVHWM: _IN_QUEUE,
         zmq.SNDHWM: _OUT_QUEUE,
-        zmq.BACKLOG: 1_024,
+        zmq.BACKLOG: limits.LISTEN_BACKLOG,
         zmq.IPV6: int("[" in endpoint),
         zmq.LINGER: 0,
     }
@@ -82,9 +91,7 @@ def peer_of(frames: list[zmq.Frame]) -> Peer:
     Args:
         frames: As received from the router, the routing id first.
     """
-    last = frames[-1]
-    fd, ip = int(last.get(zmq.SRCFD)), str(last.get("Peer-Address"))
-    return Peer(frames[0].bytes, str(last.get("User-Id")), _name(fd) or ip, fd)
+    return Peer(frames[0].bytes, frames[-1])
 
 
 def shut_down(fd: int, address: str) -> None:

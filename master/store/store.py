@@ -13,7 +13,7 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
@@ -211,16 +211,17 @@ class Store:
         with self._reading() as conn:
             return nodes.rejected(conn)
 
-    def accept_node(self, name: NodeName, key: str) -> bool:
-        """Accept a key for a name, durably; see ``nodes.accept``."""
-        return self._writer.submit(lambda conn: nodes.accept(conn, name, key)).result()
+    def accept_nodes(self, wanted: Mapping[NodeName, str]) -> set[NodeName]:
+        """Accept keys by name, durably, all or none; return whose was not accepted before; see ``nodes.accept``."""
+        return self._writer.submit(lambda conn: {name for name, key in wanted.items() if nodes.accept(conn, name, key)}).result()
 
-    def retire_node(self, name: str) -> bool:
-        """Retire a node, durably; see ``nodes.retire``."""
+    def retire_nodes(self, names: Collection[str]) -> set[str]:
+        """Retire nodes, durably, all or none; return which were not retired before; see ``nodes.retire``."""
 
-        def retire(conn: sqlite3.Connection) -> bool:
-            relays.forget(conn, name)
-            return nodes.retire(conn, name)
+        def retire(conn: sqlite3.Connection) -> set[str]:
+            for name in names:
+                relays.forget(conn, name)
+            return {name for name in names if nodes.retire(conn, name)}
 
         return self._writer.submit(retire).result()
 

@@ -3,7 +3,7 @@
 Rules of this file:
 - Masters are tried in their order; the first that serves is kept. After a lost connection the first is tried first again.
 - Attempts that reach nobody come every few seconds: they cost a packet, and decide how soon a cut link heals. After a refusal
-  the wait grows to ``reconnect_max_s``. All waits are jittered: 10,000 nodes must not come back in the same instant.
+  the wait grows to ``reconnect_max_s`` (``waits``).
 - Assignments outlive connections: one that is being applied is never cancelled, and the last report is told again to every master
   that is greeted, since a report has no ack.
 - Nothing that a master sends can end the link: what it must not send ends the connection, with the cause in the state.
@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
 
 import zmq.asyncio
 
@@ -44,12 +42,9 @@ from garrison.minion.link.peer import LinkPeer, LinkState, MasterRefusedError
 from garrison.minion.link.session import RelayDown, Session
 from garrison.minion.link.settings import LinkSettings
 from garrison.minion.link.voice import DIRECT, Voice
+from garrison.minion.link.waits import Waits
 
 __all__ = ["Link"]
-
-_GROWTH: Final = 2.0
-_STABLE_S: Final = 5.0  # a conversation of this length was a good one: waits begin anew after it
-_LOST_SPREAD: Final = 4.0  # a lost master's nodes come back over so many times the shortest wait
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +77,7 @@ class Link:
         self._served_by: str | None = None
         self._master_confirms = False
         self._state: LinkState | None = None
-        self._wait_s = settings.reconnect_min_s
+        self._waits = Waits(settings)
         self.bad_frames = 0
 
     async def run(self) -> None:
@@ -210,8 +205,8 @@ class Link:
         finally:
             self._session = None
             connection.close()
-            if since and time.monotonic() - since > _STABLE_S:
-                self._wait_s = self._settings.reconnect_min_s
+            if since:
+                self._waits.served(time.monotonic() - since)
         raise AssertionError("a conversation ended without a cause")
 
     async def _converse(self, session: Session) -> None:
@@ -223,16 +218,8 @@ class Link:
         await session.run()
 
     async def _pause(self, kind: Failure) -> None:
-        s = self._settings
-        if kind is Failure.LOST:
-            wait_s = random.uniform(s.reconnect_min_s, s.reconnect_min_s * _LOST_SPREAD)  # noqa: S311 - spreads, hides nothing
-        else:
-            longest = s.unreachable_max_s if kind is Failure.UNREACHABLE else s.reconnect_max_s
-            self._wait_s = min(self._wait_s, longest)
-            wait_s = random.uniform(0.5, 1.0) * self._wait_s  # noqa: S311
-            self._wait_s = min(self._wait_s * _GROWTH, longest)
         with suppress(TimeoutError):
-            async with asyncio.timeout(wait_s):
+            async with asyncio.timeout(self._waits.after(kind)):
                 await self._stop.wait()
 
     def _tell(self, *, connected: bool, cause: str) -> None:

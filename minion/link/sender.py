@@ -6,7 +6,8 @@ Rules of this file:
 - No more batches are unacknowledged than the master gave credits. The last credit is kept for alerts.
 - What is in flight is queued before an alert on the wire. So its size follows the pace of acks: other lanes keep about two
   seconds of the path full, whether it carries 64 kbit/s or 1 Gbit/s.
-- After a small batch, lanes other than ALERT wait ``LINGER_S``: a trickle of events is not a trickle of frames.
+- After a small batch, lanes other than ALERT wait ``LINGER_S``, and while it is unacknowledged up to ``COMPANY_MAX_S``: a trickle
+  of events is not a trickle of frames, and a master that is behind gets fewer and larger ones.
 - One sender is one connection: after a reconnect everything unacknowledged is sent again.
 """
 
@@ -64,7 +65,8 @@ class Sender:
         self._batches = 0
         self._streak_lane: Lane | None = None
         self._streak = 0
-        self._linger_until = 0.0
+        self._linger_until = self._company_until = 0.0
+        self._small: tuple[Lane, int] | None = None
 
     @property
     def in_flight(self) -> int:
@@ -91,8 +93,9 @@ class Sender:
             return self._want(lane, limits.BATCH_MAX_BYTES)
         if narrow:
             return None
-        if now < self._linger_until:
-            return self._linger_until
+        wait_until = max(self._linger_until, self._company_until)
+        if now < wait_until:
+            return wait_until
         return self._want(lane, max(_WINDOW_MIN_BYTES, min(self._window // 2, limits.BATCH_MAX_BYTES)))
 
     def _choose(self, waiting: list[Lane], *, narrow: bool) -> Lane:
@@ -115,7 +118,8 @@ class Sender:
         self._bytes += size
         self._flights.append(_Flight(lane, last_seq, size, now))
         if lane != Lane.ALERT and size < want.max_bytes // 2:
-            self._linger_until = now + limits.LINGER_S
+            self._linger_until, self._company_until = now + limits.LINGER_S, now + limits.COMPANY_MAX_S
+            self._small = (lane, last_seq)
 
     def acked(self, lane: Lane, seq: int, now: float) -> None:
         """Note that everything of ``lane`` up to ``seq`` is durable.
@@ -123,6 +127,8 @@ class Sender:
         That may be more than this connection sent: batches of the one before may have been stored after ``Welcome`` was written.
         """
         self._sent[lane] = max(self._sent[lane], seq)
+        if self._small is not None and self._small[0] == lane and self._small[1] <= seq:
+            self._small, self._company_until = None, 0.0
         done = [flight for flight in self._flights if flight.lane == lane and flight.last_seq <= seq]
         if done:
             self._flights = deque(flight for flight in self._flights if flight.lane != lane or flight.last_seq > seq)

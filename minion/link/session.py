@@ -32,6 +32,7 @@ from garrison.common.frames import (
     Pong,
     Refused,
     Up,
+    Wait,
     Welcome,
     decode_down,
     encode_frame,
@@ -98,11 +99,7 @@ class Session:
         hello = self._peer.hello()
         self._instance = hello.instance
         await self.send(hello)
-        try:
-            async with asyncio.timeout(self._settings.handshake_s):
-                answer = await self._receive()
-        except TimeoutError:
-            raise LinkFailure(Failure.LOST, f"lost: {self._connection.endpoint} does not answer") from None
+        answer = await self._answer()
         if isinstance(answer, Refused):
             raise refused(answer.code, answer.reason)
         if not isinstance(answer, Welcome):
@@ -112,6 +109,20 @@ class Session:
         self._check_number("numbers that came by a relay", answer.seen)
         self._sender = Sender(answer.credits, acked, batch_events=self._settings.batch_events)
         return answer
+
+    async def _answer(self) -> Down:
+        # A master that is busy says for how long; in all no longer than it may keep this node from trying another.
+        latest = _clock() + limits.WELCOME_WAIT_MAX_S
+        patience_s = self._settings.handshake_s
+        while True:
+            try:
+                async with asyncio.timeout(patience_s):
+                    answer = await self._receive()
+            except TimeoutError:
+                raise LinkFailure(Failure.LOST, f"lost: {self._connection.endpoint} does not answer") from None
+            if not isinstance(answer, Wait):
+                return answer
+            patience_s = min(answer.wait_s + self._settings.handshake_s, latest - _clock())
 
     def _take_acked(self, acked: Mapping[str, int]) -> dict[Lane, int]:
         spool = self._peer.spool

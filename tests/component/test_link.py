@@ -532,3 +532,26 @@ async def test_node_whose_later_events_came_by_a_relay_knows_that_it_was_restore
         await until(lambda: agent.spool.epoch != epoch, "a new epoch begins")
 
     assert agent.spool.pending()[Lane.SHELL] == 3
+
+
+# ---- a master that many nodes came to at once ----------------------------------------------------------------------------
+async def test_node_that_is_told_to_wait_keeps_its_connection_past_its_own_patience(agent, master):
+    master.welcoming, master.wait_s = False, 30.0
+    async with linked(agent, master, handshake_s=1.0) as link:
+        await until(lambda: master.hellos, "hello")
+        began = time.monotonic()
+        await until(lambda: time.monotonic() - began > 1.5, "its own patience is over")
+
+        await master.send(Welcome(credits=4))
+        await until(lambda: agent.connected, "connected")
+
+    assert len(master.hellos) == 1
+    assert link.bad_frames == 0
+
+
+async def test_node_that_waited_as_long_as_it_was_told_tries_again(agent, master):
+    master.welcoming, master.wait_s = False, 0.1
+    async with linked(agent, master, handshake_s=0.2):
+        await until(lambda: len(master.hellos) >= 2, "a second hello")
+
+    assert not agent.connected

@@ -24,6 +24,7 @@ from garrison.common.frames import (
     Ping,
     Pong,
     Refused,
+    Wait,
     Welcome,
     decode_up,
     encode_frame,
@@ -37,6 +38,7 @@ class FakeMaster:
         accepted: Public keys that are let in; ``None`` for all.
         stored: Event by ``(epoch, seq)``, as encoded.
         order: ``(lane, first seq)`` of each batch as it came.
+        wait_s: Told in answer to a hello, before anything else.
         acking: Whether batches are acknowledged.
         confirms: Whether it says that it answers requests to confirm, as masters did not always.
         refuses_to_confirm: Why it does not confirm.
@@ -52,6 +54,7 @@ class FakeMaster:
         self.unacked = self.most_unacked = 0
         self.acking = self.welcoming = self.ponging = True
         self.answer: object | None = None
+        self.wait_s = 0.0
         self.blobs: dict[str, bytes] = {}
         self.drop_chunks = 0
         self.chunk_requests: list[tuple[str, int]] = []
@@ -113,6 +116,8 @@ class FakeMaster:
                 self.hellos.append(message)
                 self.unacked = 0
                 self._held.clear()
+                if self.wait_s:
+                    await self.send(Wait(wait_s=self.wait_s))
                 if self.answer is not None:
                     await self.send(self.answer)
                 elif self.welcoming:

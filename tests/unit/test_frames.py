@@ -24,6 +24,7 @@ from garrison.common.frames import (
     Pong,
     Refused,
     RuleReport,
+    Wait,
     Welcome,
     decode_down,
     decode_up,
@@ -54,6 +55,7 @@ UP = [
 DOWN = [
     Welcome(credits=8, acked={"0": 5}, generation=2),
     Refused(code="clone", reason="another one"),
+    Wait(wait_s=7.5),
     Ack(epoch="ab", lane=4, seq=10),
     Assignment(assignment=b"x" * 2000, assignment_roots=[b"r"]),
     Chunk(digest="ab" * 32, offset=0, total=3, data=b"abc"),

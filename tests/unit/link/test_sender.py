@@ -32,8 +32,8 @@ def test_most_precious_lane_goes_first_from_what_the_master_has():
 
 def test_last_credit_is_for_alerts():
     sender, tails = Sender(3, {}), {Lane.SHELL: 1000}
-    send(sender, tails, size=100)
-    send(sender, tails, now=1.0, size=100)
+    send(sender, tails, size=1 << 16)
+    send(sender, tails, now=1.0, size=1 << 16)
     assert sender.next(tails, 2.0) is None
 
     assert send(sender, {**tails, Lane.ALERT: 1}, now=2.0).lane == Lane.ALERT
@@ -78,9 +78,23 @@ def test_trickle_waits_for_company_but_an_alert_does_not():
     sender = Sender(8, {})
     send(sender, {Lane.SHELL: 10}, now=1.0, size=100)
 
+    sender.acked(Lane.SHELL, 10, 1.005)
+
     assert sender.next({Lane.SHELL: 11}, 1.01) == pytest.approx(1.0 + limits.LINGER_S)
     assert sender.next({Lane.SHELL: 11, Lane.ALERT: 12}, 1.01).lane == Lane.ALERT
     assert sender.next({Lane.SHELL: 11}, 1.0 + limits.LINGER_S).lane == Lane.SHELL
+
+
+def test_master_that_is_behind_gets_fewer_and_larger_batches():
+    """The next small one waits for the ack of the one before, but neither an alert nor for ever."""
+    sender = Sender(8, {})
+    send(sender, {Lane.SHELL: 10}, now=1.0, size=100)
+
+    assert sender.next({Lane.SHELL: 500}, 3.0) == pytest.approx(1.0 + limits.COMPANY_MAX_S)
+    assert sender.next({Lane.SHELL: 500, Lane.ALERT: 501}, 3.0).lane == Lane.ALERT
+    assert sender.next({Lane.SHELL: 500}, 1.0 + limits.COMPANY_MAX_S).lane == Lane.SHELL
+    sender.acked(Lane.SHELL, 10, 3.0)
+    assert sender.next({Lane.SHELL: 500}, 3.0).lane == Lane.SHELL
 
 
 def test_ack_beyond_what_was_sent_moves_on_without_sending_that_again():

@@ -24,7 +24,7 @@ def clock():
 def store(tmp_path, clock):
     """Three days of two lanes, and a node."""
     made = Store(tmp_path / "store.db", clock_ns=clock)
-    made.accept_node(N1, KEY)
+    made.accept_nodes({N1: KEY})
     for day in range(3):
         for lane in (Lane.ALERT, Lane.SHELL):
             numbers = [day * 1_000 + n for n in range(1, 1_000)]

@@ -109,6 +109,40 @@ def test_key_gets_in_only_between_acceptance_and_retirement(keys):
     assert keys.pending() == [], "a retired node is known; it is not pending"
 
 
+def test_node_is_locked_out_before_that_is_durable_and_let_in_again_when_it_failed(keys):
+    keys.accept(N1, KEY1)
+
+    keys.lock_out([N1, "nosuch"])
+    assert not keys.knock(KEY1, "a")
+    assert keys.node_of(KEY1) is None
+    assert keys.pending() == []
+
+    keys.reload()
+    assert keys.knock(KEY1, "a")
+
+
+def test_many_keys_are_accepted_together_or_none_of_them(keys):
+    assert keys.accept_all({N1: KEY1, NodeName("n2"): KEY2}) == 2
+    assert keys.accept_all({N1: KEY1, NodeName("n2"): KEY2}) == 0
+    assert keys.node_of(KEY2) == "n2"
+    assert keys.retire_all(["n1", "n2"]) == 2
+
+    with pytest.raises(ConfigError):
+        keys.accept_all({N1: KEY1, NodeName("n3"): KEY2})
+    assert keys.node_of(KEY1) is None
+    assert not keys.has_node("n1")
+
+
+def test_name_that_is_set_up_anew_forgets_its_former_key(keys):
+    keys.accept(N1, KEY1)
+    keys.retire("n1")
+    keys.accept(N1, KEY2)
+
+    assert keys.node_of(KEY2) == N1
+    assert not keys.knock(KEY1, "a")
+    assert [p.key for p in keys.pending()] == [KEY1], "it is nobody's any more"
+
+
 def test_rejected_key_is_not_pending_again_but_can_be_accepted_later(keys):
     keys.knock(KEY2, "a")
     keys.reject(fingerprint(KEY2.encode()))

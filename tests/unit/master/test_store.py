@@ -314,26 +314,26 @@ def test_file_that_is_no_database_is_refused(tmp_path):
 
 # ---- nodes -----------------------------------------------------------------------------------------------------------
 def test_key_belongs_to_one_node_and_a_name_to_one_key_until_it_is_retired(store):
-    assert store.accept_node(N1, KEY1)
-    assert not store.accept_node(N1, KEY1), "already so"
+    assert store.accept_nodes({N1: KEY1})
+    assert not store.accept_nodes({N1: KEY1}), "already so"
     with pytest.raises(ConfigError, match="that of node n1"):
-        store.accept_node(N2, KEY1)
+        store.accept_nodes({N2: KEY1})
     with pytest.raises(ConfigError, match="another key"):
-        store.accept_node(N1, KEY2)
+        store.accept_nodes({N1: KEY2})
 
-    assert store.retire_node(N1)
-    assert not store.retire_node(N1)
-    assert store.accept_node(N1, KEY2), "a retired name may be set up anew"
+    assert store.retire_nodes([N1])
+    assert not store.retire_nodes([N1])
+    assert store.accept_nodes({N1: KEY2}), "a retired name may be set up anew"
     assert [(n.name, n.key, n.state) for n in store.nodes()] == [(N1, KEY2, "accepted")]
 
 
 def test_retiring_an_unknown_node_is_an_error(store):
     with pytest.raises(StoreError, match="no node"):
-        store.retire_node("nosuch")
+        store.retire_nodes(["nosuch"])
 
 
 def test_refused_assignment_leaves_generation_and_rules_and_the_highest_reported_one_stays(store):
-    store.accept_node(N1, KEY1)
+    store.accept_nodes({N1: KEY1})
     applied = ApplyReport(generation=4, bundle="ab", state="applied", rules=[RuleReport(rule="r", status="enforced")])
     store.submit_report(N1, applied).result(10)
     store.submit_report(N1, ApplyReport(generation=0, bundle="", state="refused", error="why")).result(10)
@@ -348,7 +348,7 @@ def test_refused_assignment_leaves_generation_and_rules_and_the_highest_reported
 
 
 def test_last_seen_never_goes_back(store):
-    store.accept_node(N1, KEY1)
+    store.accept_nodes({N1: KEY1})
     store.submit_seen([("n1", 200)]).result(10)
     store.submit_seen([("n1", 100)]).result(10)
 
