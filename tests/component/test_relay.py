@@ -69,8 +69,8 @@ def test_site_goes_on_while_its_master_is_gone_and_everything_arrives_later(site
     for node in NODES:
         site.all_put(node, 3_000)
         site.until(lambda node=node: site.told(node)["pending"] == 0, f"{node} was acked everything by the relay", 60)
-    assert "cannot reach" in site.relay_status()["uplink"]
-    assert sum(site.relay_status()["spool"]["pending"].values()) > 0, "it waits at the relay"
+    site.until(lambda: "cannot reach" in site.relay_status()["uplink"], "the relay says that it is cut off")
+    site.until(lambda: sum(site.relay_status()["spool"]["pending"].values()) > 0, "it waits at the relay")
 
     site.start_master()
     for node in NODES:
@@ -269,7 +269,7 @@ def test_hello_that_would_choke_the_uplink_is_refused(site, peer):
     made.send(node.hello(grains={str(n): os.urandom(400).hex() for n in range(200)}))
 
     assert made.wait_for(Refused).code == "protocol"
-    assert site.relay_status()["uplink"] == "connected"
+    site.until(lambda: site.relay_status()["uplink"] == "connected", "the relay goes on")
 
 
 def test_second_agent_under_a_key_is_refused_while_the_first_lives(site, peer):

@@ -63,7 +63,7 @@ def test_every_event_is_stored_once_when_the_master_is_killed_in_between(master)
     with SimulatedFleet(plan, keys) as fleet:
         for _ in range(3):
             acked = fleet.figures().acked
-            until(fleet, "events are acknowledged", lambda f, acked=acked: f.acked > acked + NODES, patience_s=60)
+            until(fleet, "all are served", lambda f, acked=acked: f.served == NODES and f.acked > acked + NODES, patience_s=60)
             master.end(signal.SIGKILL)
             made = fleet.figures().made
             until(fleet, "events are made meanwhile", lambda f, made=made: f.made > made + NODES, patience_s=60)
