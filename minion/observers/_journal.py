@@ -106,6 +106,7 @@ class Journal(Source):
         self._where = ["--directory", str(directory)] if directory else []
         self._process: subprocess.Popen[bytes] | None = None
         self._cursor, self._since = "", 0.0
+        self._behind = ""  # cursor of the entry that was told already
         self._buffer = b""
 
     def open(self, position: Any) -> None:
@@ -121,14 +122,17 @@ class Journal(Source):
             self._since = float(known["since"])
         else:
             self._cursor, self._since = self._last_cursor(), time.time()
-        start = ["--after-cursor", self._cursor] if self._cursor else ["--since", f"@{self._since:.6f}"]
+        # Not --after-cursor: it passes over one more error when the entry of the cursor is gone, or is none.
+        self._behind = self._cursor
+        start = ["--cursor", self._cursor] if self._cursor else ["--since", f"@{self._since:.6f}"]
         argv = ["journalctl", *self._where, "--quiet", "--follow", "--no-tail", "--no-pager", "--output=json", "--priority=3"]
         self._process = _start([*argv, f"--output-fields={_FIELDS}", *start])
         self._buffer = b""
 
     def _last_cursor(self) -> str:
+        # Of an error: an entry that is read over cannot be found again by one that reads errors alone.
         argv = ["journalctl", *self._where, "--quiet", "--no-pager", "--output=json", "--output-fields=PRIORITY", "--lines=1"]
-        done = subprocess.run(argv, check=False, capture_output=True, timeout=30, stdin=subprocess.DEVNULL)
+        done = subprocess.run([*argv, "--priority=3"], check=False, capture_output=True, timeout=30, stdin=subprocess.DEVNULL)
         parsed = parse_entry(done.stdout.strip())
         return parsed[0] if parsed else ""
 
@@ -159,7 +163,7 @@ class Journal(Source):
             self.counters["journal_malformed"] += 1
             return None
         self._cursor, finding = parsed
-        return finding
+        return finding if self._cursor != self._behind else None
 
     def position(self) -> Any:
         """Return the cursor of the last entry read, or since when to look when there was none."""
