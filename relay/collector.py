@@ -16,8 +16,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Coroutine
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import zmq
 
@@ -52,6 +51,7 @@ from garrison.master.collector.clones import living
 from garrison.master.collector.port import Port
 from garrison.master.collector.sessions import Admission, Session, Sessions
 from garrison.master.collector.sockets import Peer, peer_of, shut_down
+from garrison.master.collector.work import Work
 from garrison.minion.spool import Spool
 from garrison.relay.blobs import Blobs
 from garrison.relay.cargo import RelayCargo
@@ -115,8 +115,8 @@ class RelayCollector:
         self._name, self._spool, self._site, self._blobs = name, spool, site, blobs
         self._shares, self._up, self._ping_after_s = shares, up, ping_after_s
         self._loop = asyncio.get_running_loop()
+        self._work = Work()
         self._sessions = Sessions()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._probing: set[bytes] = set()
         self._intake = Intake(spool, cargo.marks, self._send)
         self._hellos: dict[NodeName, tuple[bytes, str]] = {}
@@ -140,9 +140,7 @@ class RelayCollector:
         self._intake.on_durable()
         self._unsubscribe()
         self._port.close(linger_ms=500)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._work.end()
 
     def _on_commit(self) -> None:
         self._loop.call_soon_threadsafe(self._intake.on_durable)
@@ -232,7 +230,7 @@ class RelayCollector:
             case Signed():
                 self._on_signed(session, message, frame)
             case ChunkRequest():
-                self._request(session, self._chunk(session, message))
+                self._work.request(session, self._chunk(session, message))
             case Ping():
                 self._send(session, Pong(n=message.n))
             case Pong():
@@ -254,7 +252,7 @@ class RelayCollector:
             self._admit(node, peer, hello, frame)
         elif peer.routing_id not in self._probing:
             self._probing.add(peer.routing_id)
-            self._spawn(self._probe(node, peer, hello, frame))
+            self._work.spawn(self._probe(node, peer, hello, frame))
 
     async def _probe(self, node: NodeName, peer: Peer, hello: Hello, frame: bytes) -> None:
         try:
@@ -283,7 +281,7 @@ class RelayCollector:
             shut_down(before.fd, before.address)
         self._hellos[node] = (frame, peer.address)
         _log.info("node=%s online address=%s version=%s", node, peer.address, hello.version)
-        self._spawn(self._welcome(session))
+        self._work.spawn(self._welcome(session))
 
     async def _welcome(self, session: Session) -> None:
         # What came on the connection before is durable first: the node then begins after it, and nothing is kept twice.
@@ -411,26 +409,3 @@ class RelayCollector:
         session = self._sessions.of_connection(peer.routing_id)
         if session is not None:
             self._end(session, "protocol")
-
-    def _request(self, session: Session, work: Coroutine[Any, Any, None]) -> None:
-        if session.requests >= limits.SESSION_REQUESTS_MAX:
-            work.close()
-            raise FrameError(f"more than {limits.SESSION_REQUESTS_MAX} requests at once")
-        session.requests += 1
-
-        def done(_: asyncio.Task[None]) -> None:
-            session.requests -= 1
-
-        self._spawn(work).add_done_callback(done)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_log_task)
-        return task
-
-
-def _log_task(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        _log.error("task=failed", exc_info=task.exception())

@@ -58,6 +58,7 @@ from garrison.master.collector.relays import RelayLine
 from garrison.master.collector.sessions import Admission, Session, Sessions
 from garrison.master.collector.sockets import Peer, peer_of, shut_down
 from garrison.master.collector.usher import Usher
+from garrison.master.collector.work import Work
 from garrison.master.jobs.service import JobService
 from garrison.master.store import Store, Stored
 
@@ -100,11 +101,11 @@ class Collector:
         self.relays: Final = RelayService(store, line, self, frame_for=desk.frame_for, confirm=self._dues.confirm)
         self._ping_after_s = ping_after_s
         self._loop = asyncio.get_running_loop()
+        self._work = Work()
         self._sessions = Sessions()
         self._usher = Usher(store, self._dues, send=self.send_to, end=self._end, spawn=self.spawn, welcomed=self._on_welcomed)
         self._stored: deque[tuple[Session, Batch, Future[Stored]]] = deque()
         self._stored_told = False
-        self._tasks: set[asyncio.Task[None]] = set()
         self._probing: set[bytes] = set()
         self._confirming: set[bytes] = set()  # connections whose request is looked up
         self._clones: dict[NodeName, deque[Clone]] = {}
@@ -134,9 +135,7 @@ class Collector:
         await asyncio.to_thread(self._store.flush)
         await asyncio.sleep(0)  # what became durable is acked by callbacks that wait for their turn
         self._port.close(linger_ms=500)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._work.end()
 
     # ---- what others ask -------------------------------------------------------------------------------------------------
     def is_connected(self, node: str) -> bool:
@@ -197,7 +196,7 @@ class Collector:
             case Batch():
                 self._on_batch(session, message)
             case ChunkRequest():
-                self._request(session, self._chunk(session, message))
+                self._work.request(session, self._chunk(session, message))
             case ApplyReport():
                 self._on_report(session, message)
             case JobOutput() | JobResult():
@@ -493,25 +492,9 @@ class Collector:
         if seen:
             self._store.submit_seen(seen).add_done_callback(_log_failure)
 
-    # ---- tasks ---------------------------------------------------------------------------------------------------------------
-    def _request(self, session: Session, work: Coroutine[Any, Any, None]) -> None:
-        if session.requests >= limits.SESSION_REQUESTS_MAX:
-            work.close()
-            raise FrameError(f"more than {limits.SESSION_REQUESTS_MAX} requests at once")
-        session.requests += 1
-
-        def done(_: asyncio.Task[None]) -> None:
-            session.requests -= 1
-
-        self.spawn(work).add_done_callback(done)
-
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run ``work`` beside everything else; what it raises is logged."""
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_log_task)
-        return task
+        """Run ``work`` beside everything else."""
+        return self._work.spawn(work)
 
 
 def _message(frames: list[zmq.Frame]) -> Up:
@@ -524,8 +507,3 @@ def _log_failure(future: Future[Any]) -> None:
     error = future.exception()
     if error is not None:
         _log.error("store=unwritten error=%s", error)
-
-
-def _log_task(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        _log.error("task=failed", exc_info=task.exception())
