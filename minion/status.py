@@ -7,7 +7,6 @@ Rules of this file:
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +14,7 @@ import msgspec
 
 from garrison.common.errors import ConfigError
 from garrison.common.frames import RuleReport
+from garrison.common.status_file import read_status_file, replace_status_file
 
 __all__ = ["STATUS_FILE", "BackendState", "NodeStatus", "TrialStatus", "read_status", "start_ticks", "write_status"]
 
@@ -92,12 +92,8 @@ def start_ticks(pid: int) -> int:
 
 
 def write_status(runtime_dir: Path, status: NodeStatus) -> None:
-    """Replace the status file. Errors are the caller's to log: a full tmpfs must not stop the agent."""
-    part = runtime_dir / f"{STATUS_FILE}.part"
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(msgspec.json.encode(status))
-    part.replace(runtime_dir / STATUS_FILE)
+    """Replace the status file; see ``replace_status_file``."""
+    replace_status_file(runtime_dir / STATUS_FILE, status)
 
 
 def read_status(runtime_dir: Path) -> tuple[NodeStatus, bool]:
@@ -106,11 +102,6 @@ def read_status(runtime_dir: Path) -> tuple[NodeStatus, bool]:
     Raises:
         ConfigError: No agent has written one here, or it cannot be read.
     """
-    path = runtime_dir / STATUS_FILE
-    try:
-        status = msgspec.json.decode(path.read_bytes(), type=NodeStatus)
-    except FileNotFoundError as err:
-        raise ConfigError(f"no minion has run with {runtime_dir}", hint="start it: systemctl start garrison-minion") from err
-    except (OSError, msgspec.DecodeError) as err:
-        raise ConfigError(f"{path} cannot be read: {err}", hint="run this as root on the node") from err
+    absent = ConfigError(f"no minion has run with {runtime_dir}", hint="start it: systemctl start garrison-minion")
+    status = read_status_file(runtime_dir / STATUS_FILE, NodeStatus, absent=absent, hint="run this as root on the node")
     return status, start_ticks(status.pid) == status.start_ticks

@@ -6,13 +6,13 @@ Rules of this file:
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from garrison.common.errors import ConfigError
+from garrison.common.status_file import read_status_file, replace_status_file
 from garrison.minion.spool import SpoolStats
 from garrison.minion.status import start_ticks
 
@@ -62,12 +62,8 @@ class RelayStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_status(runtime_dir: Path, status: RelayStatus) -> None:
-    """Replace the status file. Errors are the caller's to log: a full tmpfs must not stop the relay."""
-    part = runtime_dir / f"{_FILE}.part"
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(msgspec.json.encode(status))
-    part.replace(runtime_dir / _FILE)
+    """Replace the status file; see ``replace_status_file``."""
+    replace_status_file(runtime_dir / _FILE, status)
 
 
 def read_status(runtime_dir: Path) -> tuple[RelayStatus, bool]:
@@ -76,11 +72,6 @@ def read_status(runtime_dir: Path) -> tuple[RelayStatus, bool]:
     Raises:
         ConfigError: No relay has written one here, or it cannot be read.
     """
-    path = runtime_dir / _FILE
-    try:
-        status = msgspec.json.decode(path.read_bytes(), type=RelayStatus)
-    except FileNotFoundError as err:
-        raise ConfigError(f"no relay has run with {runtime_dir}", hint="start it: systemctl start garrison-relay") from err
-    except (OSError, msgspec.DecodeError) as err:
-        raise ConfigError(f"{path} cannot be read: {err}", hint="run this as root at the relay") from err
+    absent = ConfigError(f"no relay has run with {runtime_dir}", hint="start it: systemctl start garrison-relay")
+    status = read_status_file(runtime_dir / _FILE, RelayStatus, absent=absent, hint="run this as root at the relay")
     return status, start_ticks(status.pid) == status.start_ticks

@@ -8,7 +8,6 @@ Rules of this file:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -18,6 +17,7 @@ import msgspec
 from garrison.common.errors import ConfigError
 from garrison.common.policy.match import scope_matches
 from garrison.common.policy.rules import RuleSet, WorkloadScope
+from garrison.common.status_file import read_status_file, replace_status_file
 from garrison.minion.workloads.model import Workload
 
 __all__ = ["REPORT_FILE", "PolicyScope", "WorkloadReport", "read_report", "scopes_of", "selecting", "write_report"]
@@ -56,12 +56,8 @@ def selecting(workload: Workload, scopes: Iterable[PolicyScope]) -> tuple[str, .
 
 
 def write_report(runtime_dir: Path, report: WorkloadReport) -> None:
-    """Replace the file. Errors are the caller's to log."""
-    part = runtime_dir / f"{REPORT_FILE}.part"
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(msgspec.json.encode(report))
-    part.replace(runtime_dir / REPORT_FILE)
+    """Replace the file; see ``replace_status_file``."""
+    replace_status_file(runtime_dir / REPORT_FILE, report)
 
 
 def read_report(runtime_dir: Path) -> WorkloadReport:
@@ -70,10 +66,5 @@ def read_report(runtime_dir: Path) -> WorkloadReport:
     Raises:
         ConfigError: No agent has written one here, or it cannot be read.
     """
-    path = runtime_dir / REPORT_FILE
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=WorkloadReport)
-    except FileNotFoundError as err:
-        raise ConfigError(f"no minion has run with {runtime_dir}", hint="start it: systemctl start garrison-minion") from err
-    except (OSError, msgspec.DecodeError) as err:
-        raise ConfigError(f"{path} cannot be read: {err}", hint="run this as root on the node") from err
+    absent = ConfigError(f"no minion has run with {runtime_dir}", hint="start it: systemctl start garrison-minion")
+    return read_status_file(runtime_dir / REPORT_FILE, WorkloadReport, absent=absent, hint="run this as root on the node")
