@@ -101,22 +101,9 @@ def confirm_command(settings: Any) -> None:
 @click.pass_obj
 def key_command(settings: Any, *, as_json: bool) -> None:
     """Show this node's name, public key and fingerprint; makes the key when there is none."""
-    import json
+    from garrison.cli._keys import show_key
 
-    from garrison.common.names import fingerprint, node_name
-    from garrison.common.trust.curve import ensure_curve_key
-
-    settings.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    public, _ = ensure_curve_key(settings.directory / "curve.key")
-    pinned = settings.directory / "node"
-    name = node_name(pinned.read_text(encoding="ascii").strip() if pinned.exists() else settings.wanted_name)
-    if as_json:
-        print_json_line(json.dumps({"node": name, "key": public.decode(), "fingerprint": fingerprint(public)}))
-        return
-    console = out_console()
-    console.print(f"node         {name}")
-    console.print(f"key          {public.decode()}", markup=False)
-    console.print(f"fingerprint  {fingerprint(public)}")
+    show_key("node", settings.directory, settings.wanted_name, as_json=as_json)
 
 
 @command.command("status")
