@@ -9,7 +9,11 @@
  * lsm/task_alloc                  a child is what its parent is
  *
  * Only rules speak here: no program lists all its libraries, so postures do not apply. Of what the kernel itself maps for an exec,
- * the program was decided at exec; what it names as its interpreter is decided here, but for the system's own. A mapped program counts like its own process for rules that refuse, never for those that grant.
+ * the program was decided at exec; what it names as its interpreter is decided here, but for the system's own. A mapped program counts
+ * like its own process for rules that refuse, never for those that grant.
+ *
+ * Not covered: a loader of somebody's own that maps nothing as code (reads it into memory; the preset anonymousMapExec refuses that), or
+ * that makes the kernel believe it has an interpreter (prctl PR_SET_MM_MAP): what it runs is not known as that program.
  */
 #include <linux/bpf.h>
 
